@@ -1,0 +1,218 @@
+"""Settings of every stage: one pydantic class a stage, one sentence of help a field.
+
+The form on the page, the command line, the run folder's spec.json and the check all come from these classes.
+A value outside its bounds raises `ConfigError` with one sentence (see `parse_config`).
+"""
+
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from metamoe_backend.errors import ConfigError
+from metamoe_backend.rows import MetaQuestionMethod, Of
+
+DEFAULT_BASE = "smollm2-135m"
+DEFAULT_ENCODER = "minilm"
+BASE_EXPERT = "base"
+"""The expert name that means: no adapter, the bare base model answers."""
+
+NAME_PATTERN = r"^[\w][\w.\-]{0,63}$"
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, strip_whitespace=True)]
+"""Letters (of any script), digits, '.', '_' and '-': safe as a folder name."""
+TaskName = Annotated[str, StringConstraints(pattern=r"^[\w][\w.\-]{0,63}(/[\w][\w.\-]{0,63})?$", strip_whitespace=True)]
+Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+
+
+class StageConfig(BaseModel):
+    """Common to all stages: unknown settings are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class IngestConfig(StageConfig):
+    """Read questions from a file, a hub data set or a reasoning-gym generator."""
+
+    source: str = Field(description="A file, hub:REPO[:CONFIG], or reasoning_gym:NAME")
+    task: TaskName | None = Field(None, description="Name of the task; by default taken from the source")
+    split: Literal["train", "validation", "test"] = Field("test", description="Which split the questions belong to")
+    limit: int | None = Field(None, ge=1, le=10_000_000, description="At most so many questions")
+    seed: int = Field(0, ge=0, description="Seed of a generator")
+    mapping: dict[str, str] = Field(
+        default_factory=dict,
+        description="Column of the source for each field: prompt, choices, answer, explanation, split",
+    )
+    keep_good: bool = Field(False, description="Keep the good rows even if some are rejected")
+    options: dict[str, Any] = Field(default_factory=dict, description="Settings of the reasoning-gym generator")
+    choices: list[str] | None = Field(
+        None, description="Fixed answer options: score by log-likelihood instead of generation"
+    )
+
+
+class MetaQuestionConfig(StageConfig):
+    """Build meta-questions."""
+
+    method: MetaQuestionMethod = Field("template", description="template masks particulars; llm asks a model")
+    tasks: list[str] = Field(default_factory=list, description="Only these tasks; empty means all")
+    model: str = Field(DEFAULT_BASE, description="Model of the llm method: a local base model, or the server's name")
+    base_url: str | None = Field(None, description="OpenAI-compatible server, e.g. http://127.0.0.1:11434/v1")
+    prompt: str | None = Field(None, description="Own instruction for the llm method; {question} stands for it")
+    max_tokens: int = Field(60, ge=8, le=400, description="Longest meta-question, in tokens")
+
+
+class EmbedConfig(StageConfig):
+    """Embed questions or meta-questions."""
+
+    encoder: str = Field(DEFAULT_ENCODER, description="minilm (English), e5 (Chinese and English) or a hub id")
+    of: Of = Field("question", description="What is embedded")
+    tasks: list[str] = Field(default_factory=list, description="Only these tasks; empty means all")
+
+
+class ClusterConfig(StageConfig):
+    """Draw the map and find clusters."""
+
+    encoder: str = Field(DEFAULT_ENCODER, description="Whose vectors: minilm, e5 or a hub id")
+    of: Of = Field("question", description="Questions or meta-questions")
+    neighbours: int = Field(15, ge=2, le=200, description="UMAP neighbours: small shows detail, large the whole")
+    min_dist: float = Field(0.1, ge=0.0, le=0.99, description="UMAP minimal distance: small packs groups tightly")
+    min_cluster_size: int = Field(15, ge=2, le=10_000, description="HDBSCAN: least questions in a cluster")
+    seed: int = Field(0, ge=0, description="Seed: the same seed draws the same map")
+    tasks: list[str] = Field(default_factory=list, description="Only these tasks; empty means all")
+
+
+class SuggestConfig(StageConfig):
+    """Suggest skills for unlabelled questions."""
+
+    encoder: str = Field(DEFAULT_ENCODER, description="Whose vectors: minilm, e5 or a hub id")
+    of: Of = Field("question", description="Questions or meta-questions")
+    seed: int = Field(0, ge=0, description="Random seed")
+
+
+class FreezeConfig(StageConfig):
+    """Freeze labels and accepted suggestions as a labelling."""
+
+    labelling: Name = Field(description="Name of the labelling")
+    threshold: float = Field(1.01, ge=0.0, le=1.01, description="Take in suggestions at least this probable; 1.01: none")
+
+
+class LoraSettings(StageConfig):
+    """Shape of a LoRA adapter."""
+
+    rank: int = Field(8, ge=1, le=256, description="LoRA rank r: trained channels per module")
+    alpha: float = Field(16.0, gt=0, le=1024, description="The delta is scaled by alpha / r")
+    dropout: float = Field(0.0, ge=0.0, le=0.9, description="Dropout before the adapter")
+    targets: list[str] = Field(
+        default_factory=lambda: ["gate_proj", "up_proj", "down_proj"],
+        min_length=1,
+        description="Linear modules to adapt, by the last part of their name",
+    )
+
+
+class OptimSettings(StageConfig):
+    """How long and how fast to train."""
+
+    steps: int | None = Field(None, ge=1, le=1_000_000, description="Optimizer steps; empty: epochs decide")
+    epochs: float = Field(2.0, gt=0, le=1000, description="Passes over the data, when steps is empty")
+    batch_size: int = Field(16, ge=1, le=4096, description="Questions per optimizer step")
+    learning_rate: float = Field(1e-3, gt=0, le=1.0, description="Peak learning rate of AdamW")
+    warmup_share: float = Field(0.06, ge=0, lt=1, description="Share of the steps spent warming up")
+    weight_decay: float = Field(1e-4, ge=0, le=1, description="AdamW weight decay")
+    max_tokens: int = Field(384, ge=16, le=131_072, description="Longer questions are cut on the left, in tokens")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of the frozen base model")
+    seed: int = Field(0, ge=0, description="Seed of data order and initial weights")
+    save_every: int = Field(50, ge=1, description="Checkpoint every so many steps")
+    eval_share: float = Field(0.05, ge=0, le=0.5, description="Share of the training questions held back for eval loss")
+
+
+class TrainConfig(StageConfig):
+    """Train one LoRA adapter: an expert of a plan, or the mixed-data baseline over all of a plan's skills."""
+
+    kind: Literal["expert", "mixed"] = Field("expert", description="One expert's skills, or all skills together")
+    name: Name = Field(description="Expert of the plan; for mixed, the name of the new system")
+    plan: str = Field(description="Plan that says which skills go to which expert")
+    base: str = Field(DEFAULT_BASE, description="Base model: smollm2-135m, a local folder or a hub id")
+    device: Device = Field("auto", description="auto, cpu or cuda:N")
+    split: Literal["train", "validation", "test"] = Field("train", description="Split the questions come from")
+    limit: int | None = Field(None, ge=1, description="At most so many questions (per expert; for mixed: in all)")
+    lora: LoraSettings = Field(default_factory=LoraSettings)
+    optim: OptimSettings = Field(default_factory=OptimSettings)
+
+
+class MoeConfig(StageConfig):
+    """Join experts in a mixture with a task-level and a token-level router."""
+
+    name: Name = Field(description="Name of the mixture")
+    experts: list[str] = Field(min_length=1, max_length=512, description="Experts, in gate order")
+    plan: str = Field(description="Plan whose skills teach the task-level router")
+    base: str = Field(DEFAULT_BASE, description="Base model: smollm2-135m, a local folder or a hub id")
+    device: Device = Field("auto", description="auto, cpu or cuda:N")
+    mode: Literal["token", "task", "two-level", "uniform"] = Field(
+        "two-level", description="token: per token; task: per question; two-level: both; uniform: equal weights"
+    )
+    top_k: int = Field(2, ge=1, le=512, description="Experts chosen per token")
+    prior_strength: float = Field(
+        1.0, ge=0, le=100, description="Two-level: weight lambda of log p(expert | question) in the token gate"
+    )
+    task_top_m: int | None = Field(None, ge=1, description="Two-level: mask experts below the m most probable ones")
+    no_expert: bool = Field(
+        True, description="Let the task-level router send a question to the bare base model (skills planned to 'base')"
+    )
+    encoder: str = Field(DEFAULT_ENCODER, description="Encoder that the task-level router reads")
+    of: Of = Field("question", description="What the task-level router reads")
+    train: Literal["none", "router", "router+experts"] = Field("router", description="What learns")
+    balance: float = Field(0.0, ge=0, le=1, description="Weight of the load-balance loss (Mixtral: 0.01)")
+    split: Literal["train", "validation", "test"] = Field("train", description="Split the questions come from")
+    limit: int | None = Field(None, ge=1, description="At most so many questions in all")
+    optim: OptimSettings = Field(default_factory=lambda: OptimSettings(steps=60))
+
+    @model_validator(mode="after")
+    def _top_k_within_experts(self) -> Self:
+        if len(set(self.experts)) != len(self.experts):
+            raise ValueError("experts: a name stands twice; name each expert once")
+        if self.top_k > len(self.experts):
+            raise ValueError(f"top_k is {self.top_k} but there are {len(self.experts)} experts; lower top_k")
+        return self
+
+
+class EvaluateConfig(StageConfig):
+    """Let systems answer questions, and score them."""
+
+    systems: list[str] = Field(min_length=1, description="Systems to evaluate")
+    tasks: list[str] = Field(min_length=1, description="Tasks to evaluate on")
+    split: Literal["train", "validation", "test"] = Field("test", description="Split the questions come from")
+    limit: int | None = Field(None, ge=1, description="At most so many questions per task")
+    n_shot: int = Field(0, ge=0, le=20, description="Examples from the train split shown before each question")
+    device: Device = Field("auto", description="auto, cpu or cuda:N")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of the base model")
+    batch_tokens: int = Field(4096, ge=64, description="Padded tokens per forward pass")
+    max_new_tokens: int = Field(24, ge=1, le=4096, description="Longest generated answer, in tokens")
+    activations: bool = Field(True, description="Record what the routers of mixtures did")
+    token_sample: int = Field(8, ge=0, le=10_000, description="Questions per task whose gates are kept token by token")
+    seed: int = Field(0, ge=0, description="Seed of the few-shot examples and of the token sample")
+
+
+class ImportAdapterConfig(StageConfig):
+    """Bring a LoRA adapter trained elsewhere into the bank."""
+
+    source: str = Field(description="A PEFT folder or a hub id")
+    name: Name = Field(description="Name in the bank")
+    base: str = Field(DEFAULT_BASE, description="Base model it belongs to")
+    trained_on: list[str] = Field(default_factory=list, description="Tasks it was trained on, where known")
+
+
+C = TypeVar("C", bound=StageConfig)
+
+
+def parse_config(cls: type[C], values: dict[str, Any]) -> C:
+    """Check `values` against `cls`; raises `ConfigError` naming the first bad setting and its remedy."""
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or cls.__name__
+        found = "" if first["type"] in ("missing", "value_error") else f" (found {str(first['input'])[:80]!r})"
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "string_pattern_mismatch":
+            message = "use letters, digits, '.', '_' and '-' (at most 64, beginning with a letter or digit)"
+            if "auto|cpu" in str(first.get("ctx")):
+                message = "say auto, cpu, cuda or cuda:N"
+        raise ConfigError(f"{where}: {message}{found}.") from None

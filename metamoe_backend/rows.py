@@ -1,0 +1,434 @@
+"""The rows of every table: one dataclass a table, one comment a column.
+
+Each table is fed by exactly one source, so that `rebuild` can make the database again:
+
+    runs (Parquet parts named in a manifest)    task question rejected_row meta_question embedding map map_point
+                                                cluster suggestion labelling labelling_item adapter system metric
+                                                prediction activation token_activation route
+    the run folder itself                       run part
+    events (what people did)                    skill label meta_question_edit plan plan_entry review event
+
+`Annotated` carries the sentence that the schema browser shows. A test keeps this file and the migrations equal.
+"""
+
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+
+Regime = Literal["choices", "exact", "number", "reasoning_gym", "code"]
+"""How a task is scored.
+
+choices: argmax of the log-likelihood over the question's options. exact: greedy generation, normalised exact match.
+number: greedy generation, last number in the output. reasoning_gym: greedy generation, the generator's own
+`score_answer`. code: generated program against unit tests inside a sandbox.
+"""
+Of = Literal["question", "meta-question"]
+MetaQuestionMethod = Literal["template", "llm"]
+How = Literal["question", "lasso", "cluster", "file", "accepted"]
+"""How a label came about; `accepted` = a person accepted a suggestion."""
+Verdict = Literal["approve", "question", "reject"]
+SystemKind = Literal["base", "expert", "mixed", "moe"]
+RunState = Literal["queued", "running", "finished", "stopped", "cancelled", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A named set of questions with one scoring regime."""
+
+    task: Annotated[str, "name of the task"]
+    regime: Annotated[str, "how it is scored: choices, exact, number, reasoning_gym or code"]
+    template: Annotated[str, "what the model is shown; {prompt} stands for the question"]
+    source: Annotated[str, "where it came from: a file name, hub:REPO or reasoning_gym:NAME"]
+    run_id: Annotated[str, "run that ingested it"]
+    created_at: Annotated[datetime, "when it was ingested (UTC)"]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One item of a task."""
+
+    question_id: Annotated[str, "hash of task, prompt, choices and answer"]
+    task: Annotated[str, "task it belongs to"]
+    split: Annotated[str, "train, validation or test"]
+    prompt: Annotated[str, "the question as asked"]
+    choices: Annotated[list[str] | None, "options in order, or NULL for a free answer"]
+    answer: Annotated[str, "the right answer as text"]
+    gold: Annotated[int | None, "index of the right option, or NULL"]
+    explanation: Annotated[str | None, "gold chain of thought, where the source has one"]
+    metadata: Annotated[str | None, "JSON of whatever else the source said (tests, generator state)"]
+    position: Annotated[int, "row number in the source, from 0"]
+    run_id: Annotated[str, "run that ingested it"]
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedRow:
+    """A source row that could not be used, and why."""
+
+    run_id: Annotated[str, "run that read it"]
+    line: Annotated[int, "line or row number in the source, from 1"]
+    reason: Annotated[str, "one sentence"]
+    text: Annotated[str, "the row, cut at 500 characters"]
+
+
+@dataclass(frozen=True, slots=True)
+class MetaQuestion:
+    """What a question asks in general, as built by one method."""
+
+    question_id: Annotated[str, "question it was built from"]
+    method: Annotated[str, "template or llm"]
+    text: Annotated[str, "the question with its particulars removed"]
+    source_hash: Annotated[str, "hash of the question text, method and prompt version: nothing is built twice"]
+    run_id: Annotated[str, "run that built it"]
+
+
+@dataclass(frozen=True, slots=True)
+class MetaQuestionEdit:
+    """A person's correction of a meta-question; the newest one counts."""
+
+    event_id: Annotated[str, "event that made it"]
+    question_id: Annotated[str, "question"]
+    method: Annotated[str, "which method's text was corrected"]
+    text: Annotated[str, "the corrected text"]
+    by: Annotated[str, "who"]
+    at: Annotated[datetime, "when (UTC)"]
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """One vector of one text by one encoder, of length 1."""
+
+    question_id: Annotated[str, "question"]
+    encoder: Annotated[str, "minilm, e5 or a hub id"]
+    of: Annotated[str, "question or meta-question"]
+    text_hash: Annotated[str, "hash of the embedded text: nothing is embedded twice"]
+    vector: Annotated[list[float], "unit vector"]
+    run_id: Annotated[str, "run that embedded it"]
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """One UMAP projection with HDBSCAN clusters, its parameters and its quality."""
+
+    map_id: Annotated[str, "id (the run's)"]
+    of: Annotated[str, "question or meta-question"]
+    encoder: Annotated[str, "encoder of the vectors"]
+    neighbours: Annotated[int, "UMAP n_neighbors"]
+    min_dist: Annotated[float, "UMAP min_dist"]
+    min_cluster_size: Annotated[int, "HDBSCAN min_cluster_size"]
+    seed: Annotated[int, "random seed"]
+    questions: Annotated[int, "points on the map"]
+    clusters: Annotated[int, "clusters found, noise not counted"]
+    noise_share: Annotated[float, "share of points in no cluster"]
+    nmi: Annotated[float | None, "normalised mutual information of clusters and task names, noise left out"]
+    ari: Annotated[float | None, "adjusted Rand index of clusters and task names, noise left out"]
+    dbcv: Annotated[float | None, "density-based cluster validity (HDBSCAN relative_validity_)"]
+    silhouette: Annotated[float | None, "mean silhouette on the embeddings (cosine), noise left out"]
+    run_id: Annotated[str, "run that made it"]
+    created_at: Annotated[datetime, "when (UTC)"]
+
+
+@dataclass(frozen=True, slots=True)
+class MapPoint:
+    """Where one question lies on one map."""
+
+    map_id: Annotated[str, "map"]
+    question_id: Annotated[str, "question"]
+    x: Annotated[float, "UMAP axis 1, no unit"]
+    y: Annotated[float, "UMAP axis 2, no unit"]
+    cluster: Annotated[int, "cluster, -1 is noise"]
+    strength: Annotated[float, "HDBSCAN membership strength, 0 to 1"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A group HDBSCAN found on a map."""
+
+    map_id: Annotated[str, "map"]
+    cluster: Annotated[int, "number, from 0"]
+    size: Annotated[int, "questions in it"]
+    x: Annotated[float, "median x: where its name stands"]
+    y: Annotated[float, "median y"]
+    keywords: Annotated[list[str], "most telling words, c-TF-IDF"]
+    samples: Annotated[list[str], "question ids nearest to the centre"]
+
+
+@dataclass(frozen=True, slots=True)
+class Skill:
+    """A researcher's name for a kind of reasoning."""
+
+    skill_id: Annotated[str, "id, stable under renaming"]
+    name: Annotated[str, "name"]
+    colour: Annotated[str, "#rrggbb, equal on every page"]
+    merged_into: Annotated[str | None, "skill_id that took it over, or NULL while it is in use"]
+    by: Annotated[str, "who created it"]
+    at: Annotated[datetime, "when (UTC)"]
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A person's statement that a question needs a skill."""
+
+    event_id: Annotated[str, "event that made it"]
+    question_id: Annotated[str, "question"]
+    skill_id: Annotated[str, "skill"]
+    by: Annotated[str, "who"]
+    at: Annotated[datetime, "when (UTC)"]
+    how: Annotated[str, "question, lasso, cluster, file or accepted (suggestion)"]
+    retracted_by: Annotated[str | None, "event that took it back, or NULL while it stands"]
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """A skill proposed by the semi-supervised step. Never a label."""
+
+    question_id: Annotated[str, "question"]
+    skill_id: Annotated[str, "proposed skill"]
+    probability: Annotated[float, "calibrated probability, 0 to 1"]
+    runner_up: Annotated[str | None, "second skill_id"]
+    margin: Annotated[float, "probability minus the runner-up's"]
+    run_id: Annotated[str, "run that proposed it; the newest run's are shown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Labelling:
+    """A frozen snapshot of labels and accepted suggestions."""
+
+    labelling: Annotated[str, "name"]
+    labels: Annotated[int, "questions labelled by a person"]
+    suggestions: Annotated[int, "questions taken from suggestions above the threshold"]
+    threshold: Annotated[float, "least probability of a suggestion that was taken in"]
+    by: Annotated[str, "who froze it"]
+    run_id: Annotated[str, "run that froze it"]
+    created_at: Annotated[datetime, "when (UTC)"]
+
+
+@dataclass(frozen=True, slots=True)
+class LabellingItem:
+    """The skill of one question under one labelling."""
+
+    labelling: Annotated[str, "labelling"]
+    question_id: Annotated[str, "question"]
+    skill: Annotated[str, "skill name at that time"]
+    source: Annotated[str, "label or suggestion"]
+    probability: Annotated[float, "1 for a label"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which skills go to which expert, under one labelling."""
+
+    plan: Annotated[str, "name"]
+    labelling: Annotated[str, "labelling it rests on"]
+    by: Annotated[str, "who"]
+    at: Annotated[datetime, "when (UTC)"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanEntry:
+    """One skill of a plan. The expert `base` means: no adapter, the base model answers."""
+
+    plan: Annotated[str, "plan"]
+    skill: Annotated[str, "skill name"]
+    expert: Annotated[str, "expert name, or base"]
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter of the bank."""
+
+    adapter: Annotated[str, "name, also the name of its folder under adapters/"]
+    base: Annotated[str, "base model it was trained on"]
+    rank: Annotated[int, "LoRA r"]
+    alpha: Annotated[float, "LoRA alpha; the delta is scaled by alpha/r"]
+    targets: Annotated[list[str], "adapted modules"]
+    parameters: Annotated[int, "trained parameters"]
+    sha256: Annotated[str, "of adapter_model.safetensors"]
+    source: Annotated[str, "trained or imported"]
+    plan: Annotated[str | None, "plan it was trained under"]
+    skills: Annotated[list[str], "skills it was trained on"]
+    trained_on: Annotated[list[str], "tasks whose questions it saw; empty if unknown"]
+    run_id: Annotated[str, "run that trained or imported it"]
+    created_at: Annotated[datetime, "when (UTC)"]
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """Anything that can be evaluated."""
+
+    system: Annotated[str, "name: base, an adapter's name, or a mixture's"]
+    kind: Annotated[str, "base, expert, mixed or moe"]
+    base: Annotated[str, "base model"]
+    path: Annotated[str, "folder relative to the workspace; empty for the base model"]
+    experts: Annotated[list[str], "experts of a mixture, in gate order"]
+    settings: Annotated[str, "JSON of the settings that made it"]
+    sha256: Annotated[str, "of its weights; the base model's own for base"]
+    run_id: Annotated[str, "run that made it"]
+    created_at: Annotated[datetime, "when (UTC)"]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One execution of a stage, with its folder."""
+
+    run_id: Annotated[str, "id, also the folder under runs/; sorts by time"]
+    stage: Annotated[str, "ingest, meta-questions, embed, cluster, suggest, freeze, import, train, moe or evaluate"]
+    name: Annotated[str, "what a person called it"]
+    state: Annotated[str, "queued, running, finished, stopped, cancelled or failed"]
+    config: Annotated[str, "JSON of its settings"]
+    by: Annotated[str, "who started it"]
+    created_at: Annotated[datetime, "when (UTC)"]
+    started_at: Annotated[datetime | None, "when (UTC)"]
+    ended_at: Annotated[datetime | None, "when (UTC)"]
+    error: Annotated[str | None, "why it failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One number logged while a run was going."""
+
+    run_id: Annotated[str, "run"]
+    step: Annotated[int, "optimizer step, or items done"]
+    name: Annotated[str, "loss, eval_loss, learning_rate, tokens_per_s, memory_mb …"]
+    value: Annotated[float, "value in the unit the name says"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What one system answered to one question under one regime."""
+
+    system: Annotated[str, "system"]
+    question_id: Annotated[str, "question"]
+    regime: Annotated[str, "how it was scored"]
+    n_shot: Annotated[int, "examples shown before the question"]
+    output: Annotated[str, "chosen option or generated text"]
+    choice: Annotated[int | None, "index of the chosen option"]
+    correct: Annotated[bool, "right or wrong"]
+    score: Annotated[float, "0 to 1; equals correct unless the regime gives part marks"]
+    logliks: Annotated[list[float] | None, "log-likelihood of each option, in nats"]
+    prompt_hash: Annotated[str, "hash of the text the model saw"]
+    system_hash: Annotated[str, "hash of the weights that answered"]
+    base_hash: Annotated[str, "hash of the base model's weights"]
+    dtype: Annotated[str, "float32, bfloat16 …"]
+    run_id: Annotated[str, "evaluation run"]
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """How much one expert was used at one site while a mixture read one question."""
+
+    run_id: Annotated[str, "evaluation run"]
+    system: Annotated[str, "mixture"]
+    question_id: Annotated[str, "question"]
+    layer: Annotated[int, "transformer layer, from 0"]
+    site: Annotated[str, "module the gate sits at"]
+    expert: Annotated[str, "expert"]
+    weight: Annotated[float, "mean gate weight over the prompt's tokens"]
+    share: Annotated[float, "share of tokens with a non-zero gate for it, over all experts chosen (sums to 1)"]
+    tokens: Annotated[int, "prompt tokens counted"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenActivation:
+    """Gate weights of one token at one layer, for a sample of questions."""
+
+    run_id: Annotated[str, "evaluation run"]
+    system: Annotated[str, "mixture"]
+    question_id: Annotated[str, "question"]
+    position: Annotated[int, "token position, from 0"]
+    token: Annotated[str, "token as text"]
+    layer: Annotated[int, "transformer layer, from 0"]
+    expert: Annotated[str, "expert"]
+    weight: Annotated[float, "gate weight, mean over the layer's sites"]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The task-level router's probability of one expert for one question."""
+
+    run_id: Annotated[str, "evaluation run"]
+    system: Annotated[str, "mixture"]
+    question_id: Annotated[str, "question"]
+    expert: Annotated[str, "expert, or base"]
+    probability: Annotated[float, "0 to 1"]
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """An advisor's comment or verdict."""
+
+    event_id: Annotated[str, "event that made it"]
+    target_kind: Annotated[str, "run, expert or chart"]
+    target: Annotated[str, "run id, expert name, or chart address"]
+    verdict: Annotated[str | None, "approve, question, reject, or NULL for a comment"]
+    comment: Annotated[str, "text"]
+    by: Annotated[str, "who"]
+    at: Annotated[datetime, "when (UTC)"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What a person did."""
+
+    event_id: Annotated[str, "id, sorts by time"]
+    at: Annotated[datetime, "when (UTC)"]
+    by: Annotated[str, "who"]
+    kind: Annotated[str, "label, undo, skill_created, review …"]
+    payload: Annotated[str, "JSON"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One Parquet part of a run, named in its manifest."""
+
+    run_id: Annotated[str, "run"]
+    part: Annotated[str, "file name under output/"]
+    target: Annotated[str, "table it feeds"]
+    rows: Annotated[int, "rows"]
+    sha256: Annotated[str, "of the file"]
+
+
+TABLES: dict[str, type] = {
+    "task": Task, "question": Question, "rejected_row": RejectedRow, "meta_question": MetaQuestion,
+    "meta_question_edit": MetaQuestionEdit, "embedding": Embedding, "map": Map, "map_point": MapPoint,
+    "cluster": Cluster, "skill": Skill, "label": Label, "suggestion": Suggestion, "labelling": Labelling,
+    "labelling_item": LabellingItem, "plan": Plan, "plan_entry": PlanEntry, "adapter": Adapter, "system": System,
+    "run": Run, "metric": Metric, "prediction": Prediction, "activation": Activation,
+    "token_activation": TokenActivation, "route": Route, "review": Review, "event": Event, "part": Part,
+}  # fmt: skip
+
+RUN_TABLES = (
+    "task", "question", "rejected_row", "meta_question", "embedding", "map", "map_point", "cluster", "suggestion",
+    "labelling", "labelling_item", "adapter", "system", "metric", "prediction", "activation", "token_activation",
+    "route",
+)  # fmt: skip
+"""Tables that run manifests feed."""
+
+_SQL_TYPES = {str: "VARCHAR", int: "BIGINT", float: "DOUBLE", bool: "BOOLEAN", datetime: "TIMESTAMP"}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Name, SQL type and meaning of one column."""
+
+    name: str
+    sql_type: str
+    nullable: bool
+    description: str
+
+
+def columns(table: str) -> list[Column]:
+    """Columns of a table, in order, read off its dataclass."""
+    hints = get_type_hints(TABLES[table], include_extras=True)
+    found = []
+    for field in fields(TABLES[table]):
+        kind, description = get_args(hints[field.name])[:2]
+        options = [a for a in get_args(kind) if a is not type(None)]
+        nullable = type(None) in get_args(kind) and get_origin(kind) is not list
+        inner = options[0] if nullable else kind
+        if get_origin(inner) is list:
+            item = get_args(inner)[0]
+            sql_type = "FLOAT[]" if item is float else _SQL_TYPES[item] + "[]"
+        else:
+            sql_type = _SQL_TYPES[inner]
+        found.append(Column(field.name, sql_type, nullable, description))
+    return found
