@@ -89,8 +89,8 @@ class MetaQuestionEdit:
     question_id: Annotated[str, "question"]
     method: Annotated[str, "which method's text was corrected"]
     text: Annotated[str, "the corrected text"]
-    by: Annotated[str, "who"]
-    at: Annotated[datetime, "when (UTC)"]
+    author: Annotated[str, "who"]
+    made_at: Annotated[datetime, "when (UTC)"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +160,8 @@ class Skill:
     name: Annotated[str, "name"]
     colour: Annotated[str, "#rrggbb, equal on every page"]
     merged_into: Annotated[str | None, "skill_id that took it over, or NULL while it is in use"]
-    by: Annotated[str, "who created it"]
-    at: Annotated[datetime, "when (UTC)"]
+    author: Annotated[str, "who created it"]
+    made_at: Annotated[datetime, "when (UTC)"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +171,8 @@ class Label:
     event_id: Annotated[str, "event that made it"]
     question_id: Annotated[str, "question"]
     skill_id: Annotated[str, "skill"]
-    by: Annotated[str, "who"]
-    at: Annotated[datetime, "when (UTC)"]
+    author: Annotated[str, "who"]
+    made_at: Annotated[datetime, "when (UTC)"]
     how: Annotated[str, "question, lasso, cluster, file or accepted (suggestion)"]
     retracted_by: Annotated[str | None, "event that took it back, or NULL while it stands"]
 
@@ -197,7 +197,7 @@ class Labelling:
     labels: Annotated[int, "questions labelled by a person"]
     suggestions: Annotated[int, "questions taken from suggestions above the threshold"]
     threshold: Annotated[float, "least probability of a suggestion that was taken in"]
-    by: Annotated[str, "who froze it"]
+    author: Annotated[str, "who froze it"]
     run_id: Annotated[str, "run that froze it"]
     created_at: Annotated[datetime, "when (UTC)"]
 
@@ -219,8 +219,8 @@ class Plan:
 
     plan: Annotated[str, "name"]
     labelling: Annotated[str, "labelling it rests on"]
-    by: Annotated[str, "who"]
-    at: Annotated[datetime, "when (UTC)"]
+    author: Annotated[str, "who"]
+    made_at: Annotated[datetime, "when (UTC)"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +275,7 @@ class Run:
     name: Annotated[str, "what a person called it"]
     state: Annotated[str, "queued, running, finished, stopped, cancelled or failed"]
     config: Annotated[str, "JSON of its settings"]
-    by: Annotated[str, "who started it"]
+    author: Annotated[str, "who started it"]
     created_at: Annotated[datetime, "when (UTC)"]
     started_at: Annotated[datetime | None, "when (UTC)"]
     ended_at: Annotated[datetime | None, "when (UTC)"]
@@ -361,8 +361,8 @@ class Review:
     target: Annotated[str, "run id, expert name, or chart address"]
     verdict: Annotated[str | None, "approve, question, reject, or NULL for a comment"]
     comment: Annotated[str, "text"]
-    by: Annotated[str, "who"]
-    at: Annotated[datetime, "when (UTC)"]
+    author: Annotated[str, "who"]
+    made_at: Annotated[datetime, "when (UTC)"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,8 +370,8 @@ class Event:
     """What a person did."""
 
     event_id: Annotated[str, "id, sorts by time"]
-    at: Annotated[datetime, "when (UTC)"]
-    by: Annotated[str, "who"]
+    made_at: Annotated[datetime, "when (UTC)"]
+    author: Annotated[str, "who"]
     kind: Annotated[str, "label, undo, skill_created, review …"]
     payload: Annotated[str, "JSON"]
 

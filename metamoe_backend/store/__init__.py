@@ -1,0 +1,1 @@
+"""The database: connection, migrations, events, ingestion of run results, and every SQL statement."""

@@ -1,0 +1,140 @@
+"""The shape of the database, step by step. A step, once released, is never edited: add `m002_…` instead."""
+
+from collections.abc import Callable
+
+import duckdb
+
+from metamoe_backend.rows import TABLES, columns
+
+
+def m001_first_tables(cursor: duckdb.DuckDBPyConnection) -> None:
+    """Every table of rows.py and the views that say which row counts."""
+    cursor.execute("""
+        CREATE TABLE task (task VARCHAR PRIMARY KEY, regime VARCHAR NOT NULL, template VARCHAR NOT NULL,
+            source VARCHAR NOT NULL, run_id VARCHAR NOT NULL, created_at TIMESTAMP NOT NULL);
+        CREATE TABLE question (question_id VARCHAR PRIMARY KEY, task VARCHAR NOT NULL, split VARCHAR NOT NULL,
+            prompt VARCHAR NOT NULL, choices VARCHAR[], answer VARCHAR NOT NULL, gold BIGINT, explanation VARCHAR,
+            metadata VARCHAR, position BIGINT NOT NULL, run_id VARCHAR NOT NULL);
+        CREATE TABLE rejected_row (run_id VARCHAR NOT NULL, line BIGINT NOT NULL, reason VARCHAR NOT NULL,
+            text VARCHAR NOT NULL);
+        CREATE TABLE meta_question (question_id VARCHAR NOT NULL, method VARCHAR NOT NULL, text VARCHAR NOT NULL,
+            source_hash VARCHAR NOT NULL, run_id VARCHAR NOT NULL);
+        CREATE TABLE meta_question_edit (event_id VARCHAR NOT NULL, question_id VARCHAR NOT NULL,
+            method VARCHAR NOT NULL, text VARCHAR NOT NULL, author VARCHAR NOT NULL, made_at TIMESTAMP NOT NULL);
+        CREATE TABLE embedding (question_id VARCHAR NOT NULL, encoder VARCHAR NOT NULL, of VARCHAR NOT NULL,
+            text_hash VARCHAR NOT NULL, vector FLOAT[] NOT NULL, run_id VARCHAR NOT NULL);
+        CREATE TABLE map (map_id VARCHAR PRIMARY KEY, of VARCHAR NOT NULL, encoder VARCHAR NOT NULL,
+            neighbours BIGINT NOT NULL, min_dist DOUBLE NOT NULL, min_cluster_size BIGINT NOT NULL,
+            seed BIGINT NOT NULL, questions BIGINT NOT NULL, clusters BIGINT NOT NULL, noise_share DOUBLE NOT NULL,
+            nmi DOUBLE, ari DOUBLE, dbcv DOUBLE, silhouette DOUBLE, run_id VARCHAR NOT NULL,
+            created_at TIMESTAMP NOT NULL);
+        CREATE TABLE map_point (map_id VARCHAR NOT NULL, question_id VARCHAR NOT NULL, x DOUBLE NOT NULL,
+            y DOUBLE NOT NULL, cluster BIGINT NOT NULL, strength DOUBLE NOT NULL);
+        CREATE TABLE cluster (map_id VARCHAR NOT NULL, cluster BIGINT NOT NULL, size BIGINT NOT NULL,
+            x DOUBLE NOT NULL, y DOUBLE NOT NULL, keywords VARCHAR[] NOT NULL, samples VARCHAR[] NOT NULL);
+        CREATE TABLE skill (skill_id VARCHAR PRIMARY KEY, name VARCHAR NOT NULL, colour VARCHAR NOT NULL,
+            merged_into VARCHAR, author VARCHAR NOT NULL, made_at TIMESTAMP NOT NULL);
+        CREATE TABLE label (event_id VARCHAR NOT NULL, question_id VARCHAR NOT NULL, skill_id VARCHAR NOT NULL,
+            author VARCHAR NOT NULL, made_at TIMESTAMP NOT NULL, how VARCHAR NOT NULL, retracted_by VARCHAR);
+        CREATE TABLE suggestion (question_id VARCHAR NOT NULL, skill_id VARCHAR NOT NULL,
+            probability DOUBLE NOT NULL, runner_up VARCHAR, margin DOUBLE NOT NULL, run_id VARCHAR NOT NULL);
+        CREATE TABLE labelling (labelling VARCHAR PRIMARY KEY, labels BIGINT NOT NULL, suggestions BIGINT NOT NULL,
+            threshold DOUBLE NOT NULL, author VARCHAR NOT NULL, run_id VARCHAR NOT NULL,
+            created_at TIMESTAMP NOT NULL);
+        CREATE TABLE labelling_item (labelling VARCHAR NOT NULL, question_id VARCHAR NOT NULL,
+            skill VARCHAR NOT NULL, source VARCHAR NOT NULL, probability DOUBLE NOT NULL);
+        CREATE TABLE plan (plan VARCHAR PRIMARY KEY, labelling VARCHAR NOT NULL, author VARCHAR NOT NULL,
+            made_at TIMESTAMP NOT NULL);
+        CREATE TABLE plan_entry (plan VARCHAR NOT NULL, skill VARCHAR NOT NULL, expert VARCHAR NOT NULL);
+        CREATE TABLE adapter (adapter VARCHAR PRIMARY KEY, base VARCHAR NOT NULL, rank BIGINT NOT NULL,
+            alpha DOUBLE NOT NULL, targets VARCHAR[] NOT NULL, parameters BIGINT NOT NULL, sha256 VARCHAR NOT NULL,
+            source VARCHAR NOT NULL, plan VARCHAR, skills VARCHAR[] NOT NULL, trained_on VARCHAR[] NOT NULL,
+            run_id VARCHAR NOT NULL, created_at TIMESTAMP NOT NULL);
+        CREATE TABLE system (system VARCHAR PRIMARY KEY, kind VARCHAR NOT NULL, base VARCHAR NOT NULL,
+            path VARCHAR NOT NULL, experts VARCHAR[] NOT NULL, settings VARCHAR NOT NULL, sha256 VARCHAR NOT NULL,
+            run_id VARCHAR NOT NULL, created_at TIMESTAMP NOT NULL);
+        CREATE TABLE run (run_id VARCHAR PRIMARY KEY, stage VARCHAR NOT NULL, name VARCHAR NOT NULL,
+            state VARCHAR NOT NULL, config VARCHAR NOT NULL, author VARCHAR NOT NULL, created_at TIMESTAMP NOT NULL,
+            started_at TIMESTAMP, ended_at TIMESTAMP, error VARCHAR);
+        CREATE TABLE metric (run_id VARCHAR NOT NULL, step BIGINT NOT NULL, name VARCHAR NOT NULL,
+            value DOUBLE NOT NULL);
+        CREATE TABLE prediction (system VARCHAR NOT NULL, question_id VARCHAR NOT NULL, regime VARCHAR NOT NULL,
+            n_shot BIGINT NOT NULL, output VARCHAR NOT NULL, choice BIGINT, correct BOOLEAN NOT NULL,
+            score DOUBLE NOT NULL, logliks FLOAT[], prompt_hash VARCHAR NOT NULL, system_hash VARCHAR NOT NULL,
+            base_hash VARCHAR NOT NULL, dtype VARCHAR NOT NULL, run_id VARCHAR NOT NULL);
+        CREATE TABLE activation (run_id VARCHAR NOT NULL, system VARCHAR NOT NULL, question_id VARCHAR NOT NULL,
+            layer BIGINT NOT NULL, site VARCHAR NOT NULL, expert VARCHAR NOT NULL, weight DOUBLE NOT NULL,
+            share DOUBLE NOT NULL, tokens BIGINT NOT NULL);
+        CREATE TABLE token_activation (run_id VARCHAR NOT NULL, system VARCHAR NOT NULL,
+            question_id VARCHAR NOT NULL, position BIGINT NOT NULL, token VARCHAR NOT NULL, layer BIGINT NOT NULL,
+            expert VARCHAR NOT NULL, weight DOUBLE NOT NULL);
+        CREATE TABLE route (run_id VARCHAR NOT NULL, system VARCHAR NOT NULL, question_id VARCHAR NOT NULL,
+            expert VARCHAR NOT NULL, probability DOUBLE NOT NULL);
+        CREATE TABLE review (event_id VARCHAR NOT NULL, target_kind VARCHAR NOT NULL, target VARCHAR NOT NULL,
+            verdict VARCHAR, comment VARCHAR NOT NULL, author VARCHAR NOT NULL, made_at TIMESTAMP NOT NULL);
+        CREATE TABLE event (event_id VARCHAR PRIMARY KEY, made_at TIMESTAMP NOT NULL, author VARCHAR NOT NULL,
+            kind VARCHAR NOT NULL, payload VARCHAR NOT NULL);
+        CREATE TABLE part (run_id VARCHAR NOT NULL, part VARCHAR NOT NULL, target VARCHAR NOT NULL,
+            rows BIGINT NOT NULL, sha256 VARCHAR NOT NULL, PRIMARY KEY (run_id, part));
+
+        -- The meta-question that counts: the newest build, corrected by the newest edit.
+        CREATE VIEW current_meta_question AS
+            SELECT built.question_id, built.method, coalesce(edited.text, built.text) AS text,
+                built.text AS built_text, built.source_hash, edited.text IS NOT NULL AS edited
+            FROM (SELECT * FROM meta_question
+                  QUALIFY row_number() OVER (PARTITION BY question_id, method ORDER BY run_id DESC) = 1) AS built
+            LEFT JOIN (SELECT * FROM meta_question_edit
+                  QUALIFY row_number() OVER (PARTITION BY question_id, method ORDER BY event_id DESC) = 1) AS edited
+                USING (question_id, method);
+        -- Each person's newest label that was not taken back; a merged skill answers under its new name.
+        CREATE VIEW standing_label AS
+            SELECT label.question_id, kept.skill_id, kept.name AS skill, kept.colour, label.author, label.made_at, label.how,
+                label.event_id
+            FROM (SELECT * FROM label WHERE retracted_by IS NULL
+                  QUALIFY row_number() OVER (PARTITION BY question_id, author ORDER BY event_id DESC) = 1) AS label
+            JOIN skill AS given ON given.skill_id = label.skill_id
+            JOIN skill AS kept ON kept.skill_id = coalesce(given.merged_into, given.skill_id);
+        -- One skill per question: the newest standing label of anyone.
+        CREATE VIEW question_label AS
+            SELECT * FROM standing_label QUALIFY row_number() OVER (PARTITION BY question_id ORDER BY event_id DESC) = 1;
+        -- What the newest suggestion run proposes for questions nobody has labelled.
+        CREATE VIEW current_suggestion AS
+            SELECT suggestion.question_id, kept.skill_id, kept.name AS skill, kept.colour, suggestion.probability,
+                suggestion.runner_up, suggestion.margin, suggestion.run_id
+            FROM suggestion
+            JOIN skill AS given ON given.skill_id = suggestion.skill_id
+            JOIN skill AS kept ON kept.skill_id = coalesce(given.merged_into, given.skill_id)
+            WHERE suggestion.run_id = (SELECT max(run_id) FROM suggestion)
+                AND suggestion.question_id NOT IN (SELECT question_id FROM question_label);
+        -- The newest answer of each system to each question under each regime.
+        CREATE VIEW current_prediction AS
+            SELECT prediction.*, question.task, question.split
+            FROM (SELECT * FROM prediction QUALIFY row_number() OVER (
+                PARTITION BY system, question_id, regime, n_shot ORDER BY run_id DESC) = 1) AS prediction
+            JOIN question USING (question_id);
+    """)
+    for table in TABLES:
+        for column in columns(table):
+            comment = column.description.replace("'", "''")
+            cursor.execute(f"COMMENT ON COLUMN \"{table}\".\"{column.name}\" IS '{comment}'")
+
+
+MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (m001_first_tables,)
+
+
+def migrate(cursor: duckdb.DuckDBPyConnection) -> None:
+    """Apply the steps not yet applied, each in a transaction of its own."""
+    cursor.execute("CREATE TABLE IF NOT EXISTS migration (name VARCHAR PRIMARY KEY, made_at TIMESTAMP DEFAULT current_timestamp)")
+    done = {name for (name,) in cursor.execute("SELECT name FROM migration").fetchall()}
+    for step in MIGRATIONS:
+        if step.__name__ in done:
+            continue
+        cursor.execute("BEGIN")
+        try:
+            step(cursor)
+            cursor.execute("INSERT INTO migration (name) VALUES (?)", [step.__name__])
+        except BaseException:
+            cursor.execute("ROLLBACK")
+            raise
+        cursor.execute("COMMIT")
+        cursor.execute("CHECKPOINT")
