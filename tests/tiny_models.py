@@ -1,4 +1,4 @@
-"""Tiny real models for tests: a two-layer llama with a byte-level tokenizer, and LoRA adapters for it. Made in milliseconds."""
+"""Tiny real models for tests: a two-layer llama with a byte-level tokenizer, and LoRA adapters for it."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ VOCABULARY = 260
 
 
 def make_tiny_base(folder: Path, seed: int = 0) -> Path:
-    """A two-layer llama (hidden 32, grouped-query attention) with random weights, saved under `folder`, which is returned.
+    """A two-layer llama (hidden 32, grouped-query attention) with random weights, saved under `folder`.
 
     Its tokenizer is byte-level BPE without merges: any text works, one token per byte, <pad> 256, <eos> 257.
     """
@@ -27,9 +27,9 @@ def make_tiny_base(folder: Path, seed: int = 0) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=64, num_hidden_layers=LAYERS, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True, initializer_range=0.2,
-        pad_token_id=256, eos_token_id=257, bos_token_id=None,
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=64, num_hidden_layers=LAYERS,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True,
+        initializer_range=0.2, pad_token_id=256, eos_token_id=257, bos_token_id=None,
     )  # fmt: skip
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
