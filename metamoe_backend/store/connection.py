@@ -48,7 +48,7 @@ class Store:
         from metamoe_backend.store.ingestion import ingest_finished_runs
 
         workspace.create()
-        lock_file = _take_lock(workspace, holder)
+        lock_file = take_lock(workspace, holder)
         try:
             store = cls(workspace, _connect(workspace), lock_file)
             migrate(store.cursor())
@@ -98,8 +98,11 @@ class Store:
         self.close()
 
 
-def _take_lock(workspace: Workspace, holder: str) -> IO[str]:
-    """flock is released by the kernel when the holder dies, so a crash never leaves the workspace locked."""
+def take_lock(workspace: Workspace, holder: str) -> IO[str]:
+    """Hold the workspace, or raise `BusyError` naming who does.
+
+    flock is released by the kernel when the holder dies, so a crash never leaves the workspace locked.
+    """
     lock_file = open(workspace.holder_lock, "a+", encoding="utf-8")
     try:
         fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)

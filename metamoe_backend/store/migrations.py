@@ -116,7 +116,7 @@ def m001_first_tables(cursor: duckdb.DuckDBPyConnection) -> None:
     for table in TABLES:
         for column in columns(table):
             comment = column.description.replace("'", "''")
-            cursor.execute(f"COMMENT ON COLUMN \"{table}\".\"{column.name}\" IS '{comment}'")
+            cursor.execute(f'COMMENT ON COLUMN "{table}"."{column.name}" IS \'{comment}\'')
 
 
 MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (m001_first_tables,)
@@ -124,7 +124,9 @@ MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (m001_firs
 
 def migrate(cursor: duckdb.DuckDBPyConnection) -> None:
     """Apply the steps not yet applied, each in a transaction of its own."""
-    cursor.execute("CREATE TABLE IF NOT EXISTS migration (name VARCHAR PRIMARY KEY, made_at TIMESTAMP DEFAULT current_timestamp)")
+    cursor.execute(
+        "CREATE TABLE IF NOT EXISTS migration (name VARCHAR PRIMARY KEY, made_at TIMESTAMP DEFAULT current_timestamp)"
+    )
     done = {name for (name,) in cursor.execute("SELECT name FROM migration").fetchall()}
     for step in MIGRATIONS:
         if step.__name__ in done:

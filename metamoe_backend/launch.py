@@ -1,0 +1,64 @@
+"""Starting a stage: here and now, or as a job of its own."""
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+from metamoe_backend.config import StageConfig, parse_config
+from metamoe_backend.errors import NotFoundError, UserError
+from metamoe_backend.jobs.context import RunContext
+from metamoe_backend.jobs.run_folder import RunFolder, create_run
+from metamoe_backend.jobs.supervisor import submit
+from metamoe_backend.pipeline import STAGES
+from metamoe_backend.store.connection import Store
+from metamoe_backend.store.ingestion import ingest_run
+
+OnProgress = Callable[[int, int], None]
+
+
+def run_now(
+    store: Store, stage: str, values: dict[str, Any], by: str, on_progress: OnProgress | None = None
+) -> RunFolder:
+    """Run a stage in this process and take in its results.
+
+    A mistake of the person (`UserError`) leaves no run and no row behind.
+    """
+    run = _create(store, stage, values, by)
+    context = RunContext(run, on_progress=on_progress)
+    try:
+        context.start()
+        STAGES[stage].compute(run.read_inputs(), run.parse_config(STAGES[stage].config), context)
+        context.finish("finished")
+    except UserError:
+        shutil.rmtree(run.path)
+        raise
+    except BaseException as error:
+        context.fail(error)
+        raise
+    ingest_run(store, run)
+    return run
+
+
+def launch(store: Store, stage: str, values: dict[str, Any], by: str) -> RunFolder:
+    """Hand a stage to the local queue and return at once. The run goes on when this process ends."""
+    run = _create(store, stage, values, by)
+    submit(store.workspace, run)
+    return run
+
+
+def _create(store: Store, stage: str, values: dict[str, Any], by: str) -> RunFolder:
+    if stage not in STAGES:
+        raise NotFoundError(f"There is no stage {stage!r} (there are: {', '.join(STAGES)}).")
+    config: StageConfig = parse_config(STAGES[stage].config, values)
+    inputs = STAGES[stage].prepare(store, config)
+    return create_run(store.workspace, stage, run_name(stage, config), config.model_dump(mode="json"), by, inputs)
+
+
+def run_name(stage: str, config: StageConfig) -> str:
+    """What a run is called in lists: the thing it makes, else what it works on."""
+    for field in ("name", "labelling", "task", "source", "encoder", "method"):
+        value = getattr(config, field, None)
+        if value:
+            return str(value)
+    systems = getattr(config, "systems", None)
+    return ", ".join(systems)[:80] if systems else stage

@@ -1,0 +1,63 @@
+"""The pipeline, top to bottom: each stage, what it reads, what it writes.
+
+    ingest -> meta-questions -> embed -> cluster -> (people label) -> suggest -> freeze -> (people plan)
+           -> import | train -> moe -> evaluate -> (people review)
+
+People's acts (skills, labels, edits, plans, reviews) are events, not stages: see `store.events`.
+Modules are imported when a stage runs, so that listing the stages costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from metamoe_backend.config import (
+    ClusterConfig,
+    EmbedConfig,
+    EvaluateConfig,
+    FreezeConfig,
+    ImportAdapterConfig,
+    IngestConfig,
+    MetaQuestionConfig,
+    MoeConfig,
+    StageConfig,
+    SuggestConfig,
+    TrainConfig,
+)
+from metamoe_backend.stage import Context, Inputs, Stage
+
+if TYPE_CHECKING:
+    from metamoe_backend.store.connection import Store
+
+
+def _stage(
+    name: str, config: type[StageConfig], module: str, reads: tuple[str, ...], writes: tuple[str, ...]
+) -> tuple[str, Stage]:
+    def prepare(store: "Store", values: Any) -> Inputs:
+        return import_module(f"metamoe_backend.{module}").prepare(store, values)
+
+    def compute(inputs: Inputs, values: Any, context: Context) -> None:
+        import_module(f"metamoe_backend.{module}").compute(inputs, values, context)
+
+    return name, Stage(name, config, reads, writes, prepare, compute)
+
+
+STAGES: dict[str, Stage] = dict(
+    [
+        _stage("ingest", IngestConfig, "ingest.stage", ("a file, a hub, a generator",), ("task", "question", "rejected_row")),
+        _stage("meta-questions", MetaQuestionConfig, "meta_questions", ("question",), ("meta_question",)),
+        _stage("embed", EmbedConfig, "embed", ("question", "meta_question"), ("embedding",)),
+        _stage("cluster", ClusterConfig, "mapping", ("embedding", "question"), ("map", "map_point", "cluster")),
+        _stage("suggest", SuggestConfig, "skills.suggest", ("embedding", "label"), ("suggestion",)),
+        _stage("freeze", FreezeConfig, "skills.labelling", ("label", "suggestion"), ("labelling", "labelling_item")),
+        _stage("import", ImportAdapterConfig, "experts.bank", ("a PEFT folder or a hub",), ("adapter", "system")),
+        _stage("train", TrainConfig, "train.expert", ("plan", "labelling_item", "question"), ("adapter", "system", "metric")),
+        _stage("moe", MoeConfig, "train.moe", ("plan", "adapter", "embedding", "question"), ("system", "metric")),
+        _stage(
+            "evaluate",
+            EvaluateConfig,
+            "evaluate.stage",
+            ("system", "question", "meta_question"),
+            ("prediction", "activation", "token_activation", "route", "system"),
+        ),
+    ]
+)  # fmt: skip

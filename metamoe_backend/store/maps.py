@@ -1,0 +1,109 @@
+"""Vectors, maps and clusters: reads."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from metamoe_backend.errors import NotFoundError
+from metamoe_backend.store.connection import Store
+
+
+def fetch_vectors(store: Store, encoder: str, of: str, question_ids: Sequence[str] | None = None) -> pd.DataFrame:
+    """question_id, text_hash, vector (unit, float32) of the newest embedding of each question."""
+    return store.frame(
+        """
+        SELECT question_id, text_hash, vector FROM embedding
+        WHERE encoder = $encoder AND of = $of AND ($ids IS NULL OR question_id IN (SELECT unnest($ids)))
+        QUALIFY row_number() OVER (PARTITION BY question_id ORDER BY run_id DESC) = 1
+        ORDER BY question_id
+        """,
+        {"encoder": encoder, "of": of, "ids": None if question_ids is None else list(question_ids)},
+    )
+
+
+def fetch_embedded(store: Store) -> pd.DataFrame:
+    """What is embedded: encoder, of, questions, dim."""
+    return store.frame(
+        "SELECT encoder, of, count(DISTINCT question_id) AS questions, max(len(vector)) AS dim FROM embedding "
+        "GROUP BY encoder, of ORDER BY encoder, of"
+    )
+
+
+def fetch_maps(store: Store) -> pd.DataFrame:
+    """All maps, newest first (rows.Map columns)."""
+    return store.frame("SELECT * FROM map ORDER BY created_at DESC, map_id DESC")
+
+
+def fetch_newest_map_id(store: Store) -> str | None:
+    """The map that pages show unless another is chosen."""
+    return store.value("SELECT map_id FROM map ORDER BY created_at DESC, map_id DESC LIMIT 1")
+
+
+def require_map(store: Store, map_id: str | None) -> str:
+    """`map_id` if it exists, else the newest map; raises `NotFoundError` where there is none."""
+    if map_id is None:
+        map_id = fetch_newest_map_id(store)
+        if map_id is None:
+            raise NotFoundError("There is no map yet; draw one on the Map page or with `cluster`.")
+    elif store.value("SELECT 1 FROM map WHERE map_id = ?", [map_id]) is None:
+        raise NotFoundError(f"Map {map_id!r} does not exist; leave it out to take the newest one.")
+    return map_id
+
+
+def fetch_map_points(store: Store, map_id: str) -> pd.DataFrame:
+    """Everything a map can be coloured by, one row a point.
+
+    question_id, x, y, cluster, strength, task, split, prompt, skill, skill_colour (NULL while unlabelled),
+    labelled (by a person), confidence (1 for a label, the probability for a suggestion, NULL for neither).
+    """
+    return store.frame(
+        """
+        SELECT point.question_id, x, y, cluster, strength, question.task, question.split, question.prompt,
+            coalesce(label.skill, suggestion.skill) AS skill, coalesce(label.colour, suggestion.colour) AS skill_colour,
+            label.skill IS NOT NULL AS labelled,
+            CASE WHEN label.skill IS NOT NULL THEN 1.0 ELSE suggestion.probability END AS confidence
+        FROM map_point AS point JOIN question USING (question_id)
+        LEFT JOIN question_label AS label USING (question_id)
+        LEFT JOIN current_suggestion AS suggestion USING (question_id)
+        WHERE map_id = ? ORDER BY point.question_id
+        """,
+        [map_id],
+    )
+
+
+def fetch_clusters(store: Store, map_id: str) -> pd.DataFrame:
+    """Clusters of a map with what they hold: rows.Cluster columns, labelled, top_task, top_task_share, top_skill."""
+    return store.frame(
+        """
+        WITH member AS (
+            SELECT cluster, question.task, label.skill FROM map_point AS point
+            JOIN question USING (question_id) LEFT JOIN question_label AS label USING (question_id)
+            WHERE map_id = $map)
+        SELECT cluster.*, count(member.skill) AS labelled, mode(member.task) AS top_task,
+            max(task_count.share) AS top_task_share, mode(member.skill) AS top_skill
+        FROM cluster JOIN member USING (cluster)
+        JOIN (SELECT cluster, max(n) / sum(n) AS share FROM (
+                SELECT cluster, task, count(*) AS n FROM member GROUP BY ALL) GROUP BY cluster) AS task_count
+            USING (cluster)
+        WHERE cluster.map_id = $map
+        GROUP BY ALL ORDER BY cluster.cluster
+        """,
+        {"map": map_id},
+    )
+
+
+def fetch_cluster_question_ids(store: Store, map_id: str, cluster: int) -> list[str]:
+    """Ids of a cluster's questions; raises `NotFoundError` when the map has no such cluster."""
+    rows = store.cursor().execute(
+        "SELECT question_id FROM map_point WHERE map_id = ? AND cluster = ? ORDER BY question_id", [map_id, cluster]
+    )
+    ids = [row[0] for row in rows.fetchall()]
+    if not ids:
+        there = [
+            row[0]
+            for row in store.cursor()
+            .execute("SELECT cluster FROM cluster WHERE map_id = ? ORDER BY 1", [map_id])
+            .fetchall()
+        ]
+        raise NotFoundError(f"The map has no cluster {cluster} (it has {', '.join(map(str, there)) or 'none'}).")
+    return ids
