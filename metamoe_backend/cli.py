@@ -1,0 +1,240 @@
+"""The command line: `python -m metamoe_backend [--workspace DIR] VERB … [--json]`, the pages' headless twin.
+
+With --json the last line of standard output is one JSON object; logs and progress go to standard error. Exit status:
+0 success, 2 a person's mistake (one sentence), 1 a bug (traceback).
+"""
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from metamoe_backend.errors import MetaMoEError
+
+Verb = Callable[[argparse.Namespace], dict[str, Any]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status."""
+    options = build_parser().parse_args(arguments)
+    try:
+        result = _find_verb(options.verb)(options)
+    except MetaMoEError as error:
+        print(f"metamoe: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        print("metamoe: stopped by the keyboard.", file=sys.stderr)
+        return 130
+    except Exception:  # noqa: BLE001 - the last line of defence: a bug is shown whole and gives exit status 1
+        traceback.print_exc()
+        return 1
+    if options.json:
+        print(json.dumps(result, ensure_ascii=False, default=str, allow_nan=False))
+    return 0
+
+
+def _find_verb(name: str) -> Verb:
+    from metamoe_backend import verbs
+
+    return getattr(verbs, "run_" + name.replace("-", "_"))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole grammar of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m metamoe_backend",
+        description="Group questions by skill, train one LoRA expert per skill, route between them, see what was forgotten.",
+    )
+    parser.add_argument("--workspace", help="folder of the workspace (default: METAMOE_WORKSPACE, else data/workspaces/default)")
+    parser.set_defaults(json=False)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="last line of output is one JSON object")
+    common.add_argument("--workspace", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return verbs.add_parser(name, help=text, description=text, parents=[common])
+
+    _add_data_verbs(add)
+    _add_skill_verbs(add)
+    _add_expert_verbs(add)
+    _add_result_verbs(add)
+    _add_workspace_verbs(add)
+    return parser
+
+
+Add = Callable[[str, str], argparse.ArgumentParser]
+
+
+def _add_by(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    default = os.environ.get("METAMOE_PERSON") or os.environ.get("USER") or "me"
+    parser.add_argument("--by", required=required, default=default, metavar="PERSON", help="who does this")
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting, e.g. --set optim.learning_rate=1e-3"
+    )
+    _add_by(parser)
+
+
+def _add_of(parser: argparse.ArgumentParser, encoder: bool = True) -> None:
+    parser.add_argument("--of", choices=["question", "meta-question"], default="question")
+    if encoder:
+        parser.add_argument("--encoder", default="minilm", help="minilm (English), e5 (Chinese and English) or a hub id")
+
+
+def _add_data_verbs(add: Add) -> None:
+    ingest = add("ingest", "Read questions from a file, a hub data set or a generator.")
+    ingest.add_argument("source", help="a .jsonl .json .csv .tsv .parquet file, hub:REPO[:CONFIG] or reasoning_gym:NAME")
+    ingest.add_argument("--task", help="name of the task (default: from the source)")
+    ingest.add_argument("--split", choices=["train", "validation", "test"], default="test")
+    ingest.add_argument("--limit", type=int, help="at most so many questions")
+    ingest.add_argument("--seed", type=int, default=0, help="seed of a generator")
+    ingest.add_argument(
+        "--map", nargs="+", default=[], metavar="FIELD=COLUMN", help="fields: prompt choices answer explanation split"
+    )
+    ingest.add_argument("--choices", nargs="+", help="fixed answer options: score by log-likelihood")
+    ingest.add_argument("--option", nargs="+", default=[], metavar="KEY=VALUE", help="settings of a generator")
+    ingest.add_argument("--keep-good", action="store_true", help="keep the good rows even if some are rejected")
+    ingest.add_argument("--rejected", metavar="CSV", help="write rejected rows with line and reason here")
+    _add_by(ingest)
+
+    meta = add("meta-questions", "Build meta-questions: what each question asks in general.")
+    meta.add_argument("--method", choices=["template", "llm"], default="template")
+    meta.add_argument("--task", action="append", default=[], help="only this task (may be repeated)")
+    meta.add_argument("--model", help="model of the llm method")
+    meta.add_argument("--base-url", help="OpenAI-compatible server of the llm method")
+    _add_set(meta)
+
+    embed = add("embed", "Embed questions or meta-questions.")
+    _add_of(embed)
+    embed.add_argument("--task", action="append", default=[], help="only this task (may be repeated)")
+    _add_by(embed)
+
+    cluster = add("cluster", "Draw the map (UMAP) and find clusters (HDBSCAN).")
+    _add_of(cluster)
+    cluster.add_argument("--min-cluster-size", type=int)
+    cluster.add_argument("--neighbours", type=int)
+    cluster.add_argument("--seed", type=int)
+    cluster.add_argument("--task", action="append", default=[], help="only this task (may be repeated)")
+    _add_set(cluster)
+
+
+def _add_skill_verbs(add: Add) -> None:
+    label = add("label", "State which skill questions need.")
+    label.add_argument("--skill", help="name of the skill; created if it does not exist")
+    _add_by(label, required=True)
+    what = label.add_mutually_exclusive_group(required=True)
+    what.add_argument("--question", nargs="+", metavar="ID")
+    what.add_argument("--cluster", type=int, metavar="N", help="all questions of a cluster of the newest map")
+    what.add_argument("--file", metavar="CSV", help="columns question_id, skill")
+
+    suggest = add("suggest", "Suggest skills for unlabelled questions.")
+    _add_of(suggest)
+    suggest.add_argument("--out", metavar="CSV", help="columns question_id, skill, probability, source")
+    suggest.add_argument("--seed", type=int, default=0)
+    _add_by(suggest)
+
+    freeze = add("freeze", "Freeze labels, and suggestions above a threshold, as a labelling.")
+    freeze.add_argument("name")
+    freeze.add_argument("--threshold", type=float, default=0.5, help="least probability of a suggestion (1.01: labels only)")
+    _add_by(freeze)
+
+    plan = add("plan", "Say which skills go to which expert. Without --labelling the present state is frozen first.")
+    plan.add_argument("name")
+    plan.add_argument(
+        "--assign", nargs="+", required=True, metavar="SKILL=EXPERT", help="the expert 'base' means: no adapter"
+    )
+    plan.add_argument("--labelling", help="labelling it rests on (default: freeze the present labels and suggestions)")
+    plan.add_argument("--threshold", type=float, default=0.5, help="least probability of a suggestion when freezing")
+    _add_by(plan)
+
+
+def _add_training_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--plan", help="plan to train under (default: the newest)")
+    parser.add_argument("--base", help="base model: smollm2-135m, a local folder or a hub id")
+    parser.add_argument("--steps", type=int, help="optimizer steps")
+    parser.add_argument("--device", help="auto, cpu or cuda:N")
+    parser.add_argument("--limit", type=int, help="at most so many training questions")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--wait", action="store_true", help="return when the run has ended")
+    _add_set(parser)
+
+
+def _add_mixture_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name")
+    parser.add_argument("--experts", required=True, metavar="A,B,…", help="experts of the bank, in gate order")
+    parser.add_argument("--mode", choices=["token", "task", "two-level", "uniform"])
+    parser.add_argument("--top-k", type=int, help="experts chosen per token")
+    _add_training_options(parser)
+
+
+def _add_expert_verbs(add: Add) -> None:
+    imported = add("import", "Bring a LoRA adapter trained elsewhere into the bank.")
+    imported.add_argument("source", help="a PEFT folder or a hub id")
+    imported.add_argument("name", help="its name in the bank")
+    imported.add_argument("--base", help="base model it belongs to")
+    imported.add_argument("--trained-on", nargs="+", default=[], metavar="TASK")
+    _add_by(imported)
+
+    train = add("train", "Train an expert, the mixed-data baseline, or a mixture.")
+    kinds = train.add_subparsers(dest="kind", required=True, metavar="expert|mixed|moe")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
+    expert = kinds.add_parser("expert", parents=[common], help="one expert of a plan")
+    expert.add_argument("name")
+    _add_training_options(expert)
+    mixed = kinds.add_parser("mixed", parents=[common], help="one adapter on all skills together")
+    mixed.add_argument("name", nargs="?", default="mixed")
+    _add_training_options(mixed)
+    moe = kinds.add_parser("moe", parents=[common], help="a mixture of experts")
+    _add_mixture_options(moe)
+    alias = add("moe", "Train a mixture of experts (the same as `train moe`).")
+    alias.set_defaults(kind="moe")
+    _add_mixture_options(alias)
+
+
+def _add_result_verbs(add: Add) -> None:
+    evaluate = add("evaluate", "Let systems answer questions, and score them.")
+    evaluate.add_argument("--system", nargs="+", action="extend", required=True)
+    evaluate.add_argument("--task", nargs="+", action="extend", required=True)
+    evaluate.add_argument("--split", choices=["train", "validation", "test"])
+    evaluate.add_argument("--limit", type=int, help="at most so many questions per task")
+    evaluate.add_argument("--n-shot", type=int)
+    evaluate.add_argument("--device")
+    evaluate.add_argument("--base", help="base model, when nothing but `base` is evaluated")
+    _add_set(evaluate)
+
+    outcomes = add("outcomes", "All-correct, mixed and all-incorrect per task over a set of experts.")
+    outcomes.add_argument("--experts", metavar="A,B,…", help="experts to compare (default: all)")
+    outcomes.add_argument("--task", nargs="+", action="extend", default=[])
+    forgetting = add("forgetting", "Accuracy of each system on each task, and the difference to the base model.")
+    forgetting.add_argument("--task", nargs="+", action="extend", default=[])
+    forgetting.add_argument("--system", nargs="+", action="extend", default=[])
+    activations = add("activations", "How much each expert of a mixture is used, by layer and by skill.")
+    activations.add_argument("--system", help="mixture (default: the newest evaluated)")
+    activations.add_argument("--task", nargs="+", action="extend", default=[])
+    sql = add("sql", "Run one SELECT on a read-only copy of the database.")
+    sql.add_argument("statement")
+    sql.add_argument("--limit", type=int, default=1000, help="at most so many rows")
+    sql.add_argument("--timeout", type=float, default=20.0, metavar="SECONDS")
+    report = add("report", "Write the report of the workspace as Markdown.")
+    report.add_argument("--out", default="report.md", metavar="FILE")
+
+
+def _add_workspace_verbs(add: Add) -> None:
+    ui = add("ui", "Open the dashboard.")
+    ui.add_argument("--port", type=int, default=8501)
+    ui.add_argument("--address", default="127.0.0.1")
+    demo = add("demo", "Open a copy of the recorded demo workspace, or record it anew with --record.")
+    demo.add_argument("--record", action="store_true", help="run the whole loop from nothing (about half an hour on two cores)")
+    demo.add_argument("--out", metavar="DIR", help="where the recorded demo is kept (default: data/demo)")
+    add("doctor", "What is installed, which devices and models can be reached, what is wrong and how to mend it.")
+    add("rebuild", "Make the database again from events and runs.")
+    add("repair", "Mend a database whose write-ahead log is damaged, keeping a copy.")

@@ -1,0 +1,389 @@
+"""What each verb of the command line does: options in, one JSON-ready dict out."""
+
+import argparse
+import csv
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from metamoe_backend.errors import ConfigError, InputError, MetaMoEError, NotFoundError
+from metamoe_backend.jobs.run_folder import RunFolder
+from metamoe_backend.launch import launch, run_now
+from metamoe_backend.store.connection import Store
+from metamoe_backend.workspace import Workspace, find_workspace
+
+Result = dict[str, Any]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _open(options: argparse.Namespace) -> Store:
+    return Store.open(find_workspace(options.workspace), f"the command `{options.verb}`")
+
+
+def _given(options: argparse.Namespace, *names: str) -> Result:
+    """The options a person did give; the rest keep their defaults in config.py."""
+    values = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in values.items() if value not in (None, [])}
+
+
+def parse_pairs(pairs: Sequence[str], what: str) -> Result:
+    """KEY=VALUE texts as a dict; values are JSON where they parse as JSON (numbers, lists, true), else text."""
+    found: Result = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{what} {pair!r}: write KEY=VALUE.")
+        try:
+            found[key] = json.loads(text)
+        except json.JSONDecodeError:
+            found[key] = text
+    return found
+
+
+def merge_settings(values: Result, settings: Sequence[str]) -> Result:
+    """`values` with the dotted KEY=VALUE settings put in (optim.learning_rate=1e-3)."""
+    merged = json.loads(json.dumps(values))
+    for key, value in parse_pairs(settings, "--set").items():
+        place = merged
+        *path, last = key.split(".")
+        for step in path:
+            place = place.setdefault(step, {})
+        place[last] = value
+    return merged
+
+
+def _progress(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{done}/{total}", end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+
+def _write_csv(path: str, frame: pd.DataFrame) -> None:
+    try:
+        frame.to_csv(path, index=False)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); choose another file.") from None
+
+
+def _print_table(frame: pd.DataFrame) -> None:
+    print(frame.to_string(index=False) if len(frame) else "(no rows)")
+
+
+def rows_of(frame: pd.DataFrame) -> list[Result]:
+    """Rows as JSON-ready dicts: NaN and NaT become null."""
+    return json.loads(frame.to_json(orient="records", date_format="iso", default_handler=str))
+
+
+# ---- data -------------------------------------------------------------------------------------------------------
+
+
+def run_ingest(options: argparse.Namespace) -> Result:
+    values = {
+        **_given(options, "source", "task", "split", "limit", "seed", "choices", "keep_good"),
+        "mapping": parse_pairs(options.map, "--map"),
+        "options": parse_pairs(options.option, "--option"),
+    }
+    with _open(options) as store:
+        try:
+            run = run_now(store, "ingest", values, options.by, _progress)
+        except InputError as error:
+            rejected = getattr(error, "rejected", [])
+            if options.rejected and rejected:
+                _write_csv(options.rejected, pd.DataFrame(rejected))
+            raise
+        counts = _emitted(store, run)
+        task = store.value("SELECT task FROM question WHERE run_id = ? LIMIT 1", [run.run_id])
+        rejected = store.frame("SELECT line, reason, text FROM rejected_row WHERE run_id = ?", [run.run_id])
+        if options.rejected:
+            _write_csv(options.rejected, rejected)
+        result = {
+            "task": task or run.read_spec().config["task"],
+            "added": counts.get("question", 0),
+            "duplicates": int(run.read_summary().get("duplicates", 0)),
+            "rejected": len(rejected),
+        }
+    _say("{task}: {added} questions added, {duplicates} duplicates, {rejected} rejected.".format(**result))
+    return result
+
+
+def _emitted(store: Store, run: RunFolder) -> dict[str, int]:
+    rows = store.cursor().execute("SELECT target, sum(rows) FROM part WHERE run_id = ? GROUP BY target", [run.run_id])
+    return {target: int(n) for target, n in rows.fetchall()}
+
+
+def run_meta_questions(options: argparse.Namespace) -> Result:
+    values = _given(options, "method", "model", "base_url") | {"tasks": options.task}
+    with _open(options) as store:
+        run = run_now(store, "meta-questions", merge_settings(values, options.set), options.by, _progress)
+        result = {"built": _emitted(store, run).get("meta_question", 0), "reused": run.read_summary()["reused"]}
+    _say("{built} meta-questions built, {reused} reused.".format(**result))
+    return result
+
+
+def run_embed(options: argparse.Namespace) -> Result:
+    values = {"encoder": options.encoder, "of": options.of, "tasks": options.task}
+    with _open(options) as store:
+        run = run_now(store, "embed", values, options.by, _progress)
+        dim = store.value(
+            "SELECT max(len(vector)) FROM embedding WHERE encoder = ? AND of = ?", [options.encoder, options.of]
+        )
+        result = {
+            "embedded": _emitted(store, run).get("embedding", 0),
+            "reused": run.read_summary()["reused"],
+            "dim": dim,
+        }
+    _say("{embedded} embedded, {reused} reused, {dim} dimensions.".format(**result))
+    return result
+
+
+def run_cluster(options: argparse.Namespace) -> Result:
+    values = _given(options, "encoder", "of", "min_cluster_size", "neighbours", "seed") | {"tasks": options.task}
+    with _open(options) as store:
+        run = run_now(store, "cluster", merge_settings(values, options.set), options.by, _progress)
+        row = store.frame("SELECT map_id, clusters, noise_share, nmi, ari FROM map WHERE run_id = ?", [run.run_id])
+    result = rows_of(row)[0]
+    _say("{clusters} clusters, noise {noise_share:.1%}, NMI to task names {nmi}, ARI {ari}.".format(**result))
+    return result
+
+
+# ---- skills -----------------------------------------------------------------------------------------------------
+
+
+def run_label(options: argparse.Namespace) -> Result:
+    from metamoe_backend.store.maps import fetch_cluster_question_ids, require_map
+    from metamoe_backend.store.skills import find_or_create_skill, label_questions
+
+    with _open(options) as store:
+        if options.file:
+            labelled = _label_from_file(store, options.file, options.by)
+        else:
+            if not options.skill:
+                raise ConfigError("label: say which skill with --skill NAME.")
+            ids, how = options.question, "question"
+            if options.cluster is not None:
+                ids, how = fetch_cluster_question_ids(store, require_map(store, None), options.cluster), "cluster"
+            _require_questions(store, ids)
+            label_questions(store, find_or_create_skill(store, options.skill, options.by), ids, options.by, how)
+            labelled = len(set(ids))
+    _say(f"{labelled} questions labelled.")
+    return {"labelled": labelled}
+
+
+def _label_from_file(store: Store, path: str, by: str) -> int:
+    """Label from a CSV with the columns question_id, skill. All or nothing: every row is checked first."""
+    from metamoe_backend.store.skills import find_or_create_skill, label_questions
+
+    by_skill: dict[str, list[str]] = {}
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            if not {"question_id", "skill"} <= set(reader.fieldnames or []):
+                raise InputError(f"{path}: the columns question_id and skill are needed (found {reader.fieldnames}).")
+            for row in reader:
+                if not row["question_id"] or not (row["skill"] or "").strip():
+                    raise InputError(f"{path}, line {reader.line_num}: question_id or skill is empty; fill both.")
+                by_skill.setdefault(row["skill"].strip(), []).append(row["question_id"])
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the path.") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8; save it as UTF-8 and try again.") from None
+    if not by_skill:
+        raise InputError(f"{path} has no rows; add lines of question_id,skill.")
+    _require_questions(store, [i for ids in by_skill.values() for i in ids])
+    for skill, ids in by_skill.items():
+        label_questions(store, find_or_create_skill(store, skill, by), ids, by, "file")
+    return sum(len(set(ids)) for ids in by_skill.values())
+
+
+def _require_questions(store: Store, ids: Sequence[str]) -> None:
+    unknown = store.frame(
+        "SELECT id FROM (SELECT unnest($ids::VARCHAR[]) AS id) WHERE id NOT IN (SELECT question_id FROM question)",
+        {"ids": list(ids)},
+    )["id"].tolist()
+    if unknown:
+        raise NotFoundError(
+            f"{len(unknown)} of {len(ids)} questions do not exist in workspace {store.workspace.name} "
+            f"(first: {unknown[0]!r}); nothing was labelled."
+        )
+
+
+def run_suggest(options: argparse.Namespace) -> Result:
+    from metamoe_backend.store.skills import fetch_question_labels
+
+    values = {"of": options.of, "encoder": options.encoder, "seed": options.seed}
+    with _open(options) as store:
+        run = run_now(store, "suggest", values, options.by, _progress)
+        frame = fetch_question_labels(store)
+        result = {
+            "suggested": _emitted(store, run).get("suggestion", 0),
+            "classes": sorted(frame["skill"].unique()),
+        }
+    if options.out:
+        _write_csv(options.out, frame[["question_id", "skill", "probability", "source"]])
+    _say(f"{result['suggested']} questions have a suggestion, over {len(result['classes'])} skills.")
+    return result
+
+
+def run_freeze(options: argparse.Namespace) -> Result:
+    with _open(options) as store:
+        result = _freeze(store, options.name, options.threshold, options.by)
+    _say("Labelling '{labelling}': {labels} labels, {suggestions} suggestions.".format(**result))
+    return result
+
+
+def _freeze(store: Store, name: str, threshold: float, by: str) -> Result:
+    run_now(store, "freeze", {"labelling": name, "threshold": threshold}, by)
+    row = store.frame("SELECT labelling, labels, suggestions FROM labelling WHERE labelling = ?", [name])
+    return rows_of(row)[0]
+
+
+def run_plan(options: argparse.Namespace) -> Result:
+    from metamoe_backend.experts.plan import parse_assignments
+    from metamoe_backend.store.experts import fetch_plan_entries, save_plan
+
+    with _open(options) as store:
+        entries = parse_assignments(options.assign)
+        labelling = options.labelling
+        if labelling is None:
+            labelling = _free_labelling_name(store, options.name)
+            _freeze(store, labelling, options.threshold, options.by)
+        save_plan(store, options.name, labelling, entries, options.by)
+        frame = fetch_plan_entries(store, options.name)
+    _print_table(frame) if not options.json else None
+    return {"plan": options.name, "labelling": labelling, "entries": rows_of(frame)}
+
+
+def _free_labelling_name(store: Store, name: str) -> str:
+    from metamoe_backend.store.skills import fetch_labellings
+
+    taken = set(fetch_labellings(store)["labelling"])
+    return next(
+        candidate
+        for candidate in (name, *(f"{name}-{number}" for number in range(2, len(taken) + 3)))
+        if candidate not in taken
+    )
+
+
+# ---- experts and mixtures ---------------------------------------------------------------------------------------
+
+
+def run_import(options: argparse.Namespace) -> Result:
+    values = _given(options, "source", "name", "base", "trained_on")
+    with _open(options) as store:
+        run_now(store, "import", values, options.by)
+        row = store.frame("SELECT * FROM adapter WHERE adapter = ?", [options.name])
+    return rows_of(row)[0]
+
+
+def _newest_plan(store: Store) -> str:
+    plan = store.value("SELECT plan FROM plan ORDER BY made_at DESC LIMIT 1")
+    if plan is None:
+        raise NotFoundError("There is no plan yet; save one with `plan NAME --assign SKILL=EXPERT …`.")
+    return plan
+
+
+def run_train(options: argparse.Namespace) -> Result:
+    if options.kind == "moe":
+        return run_moe(options)
+    values = _given(options, "name", "plan", "base", "device", "limit") | {"kind": options.kind, "optim": {}}
+    values["optim"] = _given(options, "steps", "seed")
+    return _train(options, "train", values)
+
+
+def run_moe(options: argparse.Namespace) -> Result:
+    values = _given(options, "name", "plan", "base", "device", "limit", "mode", "top_k")
+    experts = [name.strip() for name in options.experts.split(",") if name.strip()]
+    optim = _given(options, "steps", "seed")
+    return _train(options, "moe", values | {"experts": experts} | ({"optim": optim} if optim else {}))
+
+
+def _train(options: argparse.Namespace, stage: str, values: Result) -> Result:
+    with _open(options) as store:
+        values.setdefault("plan", _newest_plan(store))
+        run = launch(store, stage, merge_settings(values, options.set), options.by)
+    if options.wait:
+        wait_for(run)
+        _take_in(options)
+    status = run.read_state()
+    _say(f"Run {run.run_id}: {status.state}.")
+    return {"run_id": run.run_id, "state": status.state}
+
+
+def wait_for(run: RunFolder) -> None:
+    """Wait until a run has ended, showing its progress; raises `MetaMoEError` with its reason when it failed.
+
+    The workspace is not held meanwhile: the worker does not need the database, and a person may want it.
+    """
+    shown = -1
+    while (status := run.read_state()).state in ("queued", "running"):
+        if status.done != shown and status.total:
+            shown = status.done
+            eta = "" if status.eta_s is None else f", {status.eta_s:.0f} s left"
+            _say(f"{run.read_spec().stage} {run.read_spec().name}: {status.done}/{status.total}{eta}")
+        time.sleep(1.0)
+    if status.state == "failed":
+        raise MetaMoEError(f"Run {run.run_id} failed: {status.error}")
+
+
+def _take_in(options: argparse.Namespace) -> None:
+    """Opening the workspace takes in what ended meanwhile."""
+    _open(options).close()
+
+
+def run_evaluate(options: argparse.Namespace) -> Result:
+    values = _given(options, "split", "limit", "n_shot", "device") | {"systems": options.system, "tasks": options.task}
+    with _open(options) as store:
+        run = launch(store, "evaluate", merge_settings(values, options.set), options.by)
+    wait_for(run)
+    with _open(options) as store:
+        rows = _emitted(store, run).get("prediction", 0)
+        accuracy = store.frame(
+            "SELECT system, task, avg(correct::INT) AS accuracy, count(*) AS n FROM current_prediction "
+            "WHERE list_contains(?, system) AND list_contains(?, task) GROUP BY ALL ORDER BY task, system",
+            [options.system, options.task],
+        )
+    if not options.json:
+        _print_table(accuracy)
+    return {"run_id": run.run_id, "rows": rows}
+
+
+# ---- results ----------------------------------------------------------------------------------------------------
+
+
+def _table(options: argparse.Namespace, tables: dict[str, pd.DataFrame]) -> Result:
+    if not options.json:
+        for name, frame in tables.items():
+            print(f"\n{name}")
+            _print_table(frame)
+    return {name: rows_of(frame) for name, frame in tables.items()}
+
+
+def run_sql(options: argparse.Namespace) -> Result:
+    from metamoe_backend.store.console import run_query
+    from metamoe_backend.store.publishing import publish
+
+    with _open(options) as store:
+        published = publish(store)
+    result = run_query(published, options.statement, limit=options.limit, timeout_s=options.timeout)
+    if not options.json:
+        _print_table(pd.DataFrame(result.rows, columns=result.columns))
+        _say(f"{len(result.rows)} rows{' (cut at the limit)' if result.truncated else ''}, {result.elapsed_s:.2f} s")
+    return {"columns": result.columns, "rows": result.rows}
+
+
+# ---- workspace --------------------------------------------------------------------------------------------------
+
+
+def run_rebuild(options: argparse.Namespace) -> Result:
+    from metamoe_backend.store.rebuild import rebuild
+
+    counts = rebuild(find_workspace(options.workspace))
+    _say(f"Rebuilt: {sum(counts.values())} rows in {len(counts)} tables.")
+    return {"rows": counts}
