@@ -1,0 +1,185 @@
+"""What was lost for what was gained: accuracy of each system on each task, against base and against the mixture.
+
+Frames are predictions (rows.Prediction columns joined with question.task), one regime per task. The formulas of
+sequential training are in METHODS section 3; `FORMULAS` is what a page prints beside each number.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from metamoe_backend.errors import ConfigError, NotFoundError
+from metamoe_backend.evaluate.answers import compute_answer_table, require_one_regime
+from metamoe_backend.evaluate.intervals import compare_pair, compute_wilson_interval
+
+FORMULAS = {
+    "ACC": "mean over j of R[T,j]",
+    "BWT": "mean over j<T of (R[T,j] - R[j,j])",
+    "FWT": "mean over j>=2 of (R[j-1,j] - b[j])",
+    "F": "mean over j<T of (max over l<T of R[l,j], minus R[T,j])",
+    "I": "mean over j of (R*[j] - R[j,j])",
+}
+"""R[i,j]: accuracy on task j after step i of T. b: base. R*: trained on the mixture of all tasks.
+
+ACC, BWT, FWT: Lopez-Paz & Ranzato (2017), arXiv 1706.08840. F (forgetting), I (intransigence): Chaudhry et al.
+(2018), arXiv 1801.10112. Other libraries average other cells under the same names, hence the formula beside a number.
+"""
+
+
+def compute_accuracies(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy of each system on each task: system, task, regime, n_shot, correct, n, accuracy, low, high (Wilson).
+
+    Raises `ConfigError` where regimes are mixed within a task.
+    """
+    require_one_regime(predictions)
+    cells = predictions.groupby(["system", "task", "regime", "n_shot"], sort=False)["correct"].agg(["sum", "size"])
+    frame = cells.rename(columns={"sum": "correct", "size": "n"}).astype(int).reset_index()
+    frame["accuracy"] = frame["correct"] / frame["n"]
+    frame["low"], frame["high"] = compute_wilson_interval(frame["correct"], frame["n"])
+    return frame
+
+
+def compare_systems(
+    predictions: pd.DataFrame, pairs: Sequence[tuple[str, str]], group: str = "task", seed: int = 0
+) -> pd.DataFrame:
+    """Each (system, reference) of `pairs` on the questions both answered, one row per group.
+
+    group: the column whose values are kept apart: task, or one the caller joined (a skill, own and other tasks).
+    Columns: system, reference, `group`, n, accuracy, reference_accuracy, difference, low, high (paired bootstrap),
+    gained, lost (questions only the one or only the other solved), p (exact McNemar), shown, regimes (ways of scoring
+    pooled in the group).
+    """
+    rows = []
+    if group not in predictions:
+        raise ConfigError(f"The predictions have no column {group!r} to group by.")
+    kinds = predictions.drop_duplicates("question_id").set_index("question_id")[list({group, "regime"})]
+    for system, reference in pairs:
+        solved = compute_answer_table(predictions, [system, reference])
+        about = kinds.loc[solved.index.get_level_values("question_id")]
+        for value, positions in _positions(about[group]).items():
+            pair = solved.iloc[positions]
+            regimes = ", ".join(sorted(about["regime"].iloc[positions].unique()))
+            about_pair = {"system": system, "reference": reference, group: value, "regimes": regimes}
+            rows.append(about_pair | compare_pair(pair[system].to_numpy(), pair[reference].to_numpy(), seed))
+    columns = ["n", "accuracy", "reference_accuracy", "difference", "low", "high", "gained", "lost", "p", "shown"]
+    return pd.DataFrame(rows, columns=["system", "reference", group, *columns, "regimes"])
+
+
+def _positions(values: pd.Series) -> Mapping[str, NDArray[np.intp]]:
+    return values.reset_index(drop=True).groupby(values.to_numpy()).indices  # type: ignore[return-value]
+
+
+def compute_differences_to_base(
+    predictions: pd.DataFrame, base: str = "base", group: str = "task", seed: int = 0
+) -> pd.DataFrame:
+    """`compare_systems` of every other system with `base`: the forgetting matrix, negative where something was lost."""
+    systems = [name for name in dict.fromkeys(predictions["system"]) if name != base]
+    return compare_systems(predictions, [(system, base) for system in systems], group, seed)
+
+
+def compute_side_by_side(
+    predictions: pd.DataFrame,
+    experts: Sequence[str],
+    mixtures: Sequence[str] = (),
+    mixed: str | None = None,
+    base: str = "base",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Experts trained side by side have no order: E[i,j] - b[j] for each expert, MoE[j] - mixed[j] for each mixture.
+
+    `compare_systems` columns; the reference is `base` for experts and `mixed` for mixtures (left out without one).
+    """
+    pairs = [(expert, base) for expert in experts]
+    if mixed is not None:
+        pairs += [(mixture, mixed) for mixture in mixtures]
+    return compare_systems(predictions, pairs, seed=seed)
+
+
+def compute_own_and_other(
+    predictions: pd.DataFrame, own_tasks: Mapping[str, Sequence[str]], base: str = "base", seed: int = 0
+) -> pd.DataFrame:
+    """What each expert gained on the tasks it learned and lost on the others, against `base`.
+
+    own_tasks: expert -> its tasks. `compare_systems` columns with part ("own" or "other") as the group; questions are
+    pooled over the tasks of a part, the column regimes says which ways of scoring that pools.
+    """
+    frames = []
+    for expert, tasks in own_tasks.items():
+        part = np.where(predictions["task"].isin(list(tasks)), "own", "other")
+        frames.append(compare_systems(predictions.assign(part=part), [(expert, base)], "part", seed))
+    return pd.concat(frames, ignore_index=True) if frames else compare_systems(predictions.assign(part=""), [], "part")
+
+
+def pivot_accuracies(accuracies: pd.DataFrame, systems: Sequence[str], tasks: Sequence[str]) -> NDArray[np.float64]:
+    """Matrix [systems, tasks] of accuracies (from `compute_accuracies`), e.g. R of a sequence of training steps.
+
+    Raises `NotFoundError` where a cell was never evaluated.
+    """
+    table = accuracies.set_index(["system", "task"])["accuracy"]
+    matrix = np.empty((len(systems), len(tasks)))
+    for i, system in enumerate(systems):
+        for j, task in enumerate(tasks):
+            if (system, task) not in table.index:
+                raise NotFoundError(f"System {system!r} was not evaluated on task {task!r}; evaluate it first.")
+            matrix[i, j] = table.loc[(system, task)]
+    return matrix
+
+
+def compute_average_accuracy(after: ArrayLike) -> float:
+    """ACC of R [T, T]: mean accuracy over all tasks after the last step."""
+    return float(_steps(after)[-1].mean())
+
+
+def compute_backward_transfer(after: ArrayLike) -> float:
+    """BWT of R [T, T]: negative where later steps cost earlier tasks. NaN for a single step."""
+    matrix = _steps(after)
+    return _mean(matrix[-1, :-1] - matrix.diagonal()[:-1])
+
+
+def compute_forward_transfer(after: ArrayLike, base: ArrayLike) -> float:
+    """FWT of R [T, T] and base accuracies [T]: what earlier steps gave a task not yet trained. NaN for one step."""
+    matrix = _steps(after)
+    return _mean(matrix.diagonal(offset=1) - np.asarray(base, dtype=float)[1:])
+
+
+def compute_forgetting(after: ArrayLike) -> float:
+    """F of R [T, T]: from the best accuracy before the last step down to the last. NaN for a single step."""
+    matrix = _steps(after)
+    if len(matrix) < 2:
+        return float("nan")
+    return _mean(matrix[:-1, :-1].max(axis=0) - matrix[-1, :-1])
+
+
+def compute_intransigence(after: ArrayLike, mixed: ArrayLike) -> float:
+    """I of R [T, T] and the mixed model's accuracies [T]: what training in order failed to learn at once."""
+    return _mean(np.asarray(mixed, dtype=float) - _steps(after).diagonal())
+
+
+def summarise_sequence(after: ArrayLike, base: ArrayLike | None = None, mixed: ArrayLike | None = None) -> pd.DataFrame:
+    """The numbers of one training sequence: measure, value (share; NaN where undefined), formula.
+
+    after: R [T, T], row i = after step i, columns in training order. FWT needs base [T], I needs mixed [T].
+    """
+    values = {
+        "ACC": compute_average_accuracy(after),
+        "BWT": compute_backward_transfer(after),
+        "F": compute_forgetting(after),
+    }
+    if base is not None:
+        values["FWT"] = compute_forward_transfer(after, base)
+    if mixed is not None:
+        values["I"] = compute_intransigence(after, mixed)
+    return pd.DataFrame([{"measure": m, "value": values[m], "formula": FORMULAS[m]} for m in FORMULAS if m in values])
+
+
+def _steps(after: ArrayLike) -> NDArray[np.float64]:
+    matrix = np.asarray(after, dtype=float)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
+        raise ConfigError(f"A training sequence needs as many steps as tasks; this matrix is {matrix.shape}.")
+    return matrix
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if len(values) else float("nan")

@@ -1,0 +1,131 @@
+"""Greedy generation in batches: left padding, key-value cache, rows leave the batch as soon as they are finished."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metamoe_backend.evaluate.batches import pad_left, plan_batches
+from metamoe_backend.evaluate.loglikelihood import PromptWatcher
+
+if TYPE_CHECKING:
+    from metamoe_backend.models.systems import OpenSystem
+
+_LAST_TOKENS = 8
+"""How many tokens at the end are searched for the stop text: it was not before them, or the row had stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """When an answer ends: at one of these tokens, at this text, or after so many tokens."""
+
+    tokens: frozenset[int]
+    text: str
+    max_new_tokens: int
+
+
+def find_stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """End-of-text tokens of the tokenizer and of the model's generation settings."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    several = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in [tokenizer.eos_token_id, *several] if token is not None)
+
+
+def iterate_outputs(
+    system: "OpenSystem",
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    stop: Stop,
+    batch_tokens: int,
+    routes: NDArray[np.float64] | None = None,
+    watch: PromptWatcher | None = None,
+) -> Iterator[tuple[list[int], list[str]]]:
+    """Batch by batch: indices of prompts and the texts generated for them, cut at the stop and stripped.
+
+    routes: one row a prompt for mixtures that route by question. watch: sees the gates of the pass over the prompts.
+    """
+    for rows in plan_batches([len(prompt) + stop.max_new_tokens for prompt in prompts], batch_tokens):
+        batch_routes = None if routes is None else routes[rows]
+        tokens = _generate_batch(system, tokenizer, [prompts[row] for row in rows], stop, batch_routes, rows, watch)
+        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        yield rows, [text.split(stop.text)[0].strip() for text in texts]
+
+
+def _generate_batch(
+    system: "OpenSystem",
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    stop: Stop,
+    routes: NDArray[np.float64] | None,
+    rows: list[int],
+    watch: PromptWatcher | None,
+) -> list[list[int]]:
+    """Token ids generated for each prompt, without the end-of-text token."""
+    import torch
+
+    generated: list[list[int]] = [[] for _ in prompts]
+    running = list(range(len(prompts)))
+    with torch.inference_mode():
+        output, mask = _read_prompts(system, prompts, routes, rows, watch)
+        positions = mask.sum(-1, keepdim=True)
+        for _ in range(stop.max_new_tokens):
+            chosen = output.logits[:, -1].argmax(-1)
+            unfinished = []
+            for place, (row, token) in enumerate(zip(running, chosen.tolist(), strict=True)):
+                if token in stop.tokens:
+                    continue
+                generated[row].append(token)
+                if len(generated[row]) < stop.max_new_tokens and not _has_stopped(tokenizer, generated[row], stop):
+                    unfinished.append(place)
+            if not unfinished:
+                break
+            cache = output.past_key_values
+            if len(unfinished) < len(running):
+                keep = torch.tensor(unfinished, device=chosen.device)
+                cache.batch_select_indices(keep)
+                chosen, mask, positions = chosen[keep], mask[keep], positions[keep]
+                running = [running[place] for place in unfinished]
+                system.set_routes(None if routes is None else routes[running])
+            mask = torch.cat([mask, mask.new_ones(len(running), 1)], dim=1)
+            output = system.model(
+                input_ids=chosen[:, None], attention_mask=mask, position_ids=positions, past_key_values=cache,
+                use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
+            positions = positions + 1
+    return generated
+
+
+def _read_prompts(
+    system: "OpenSystem",
+    prompts: Sequence[Sequence[int]],
+    routes: NDArray[np.float64] | None,
+    rows: list[int],
+    watch: PromptWatcher | None,
+) -> tuple[Any, Any]:
+    """The pass over the prompts: the model's output with its cache, and the mask [batch, width]."""
+    import torch
+
+    system.set_routes(routes)
+    device = system.model.device
+    tokens = torch.from_numpy(pad_left(prompts, 0)).to(device)
+    mask = torch.from_numpy(pad_left([[1] * len(prompt) for prompt in prompts], 0)).to(device)
+    inputs = {
+        "input_ids": tokens,
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
+        "use_cache": True,
+        "logits_to_keep": 1,
+    }
+    if watch is None:
+        return system.model(**inputs), mask
+    with system.record() as gates:
+        output = system.model(**inputs)
+    width = tokens.shape[1]
+    watch(gates, rows, [slice(width - len(prompt), width) for prompt in prompts])
+    return output, mask
+
+
+def _has_stopped(tokenizer: Any, tokens: Sequence[int], stop: Stop) -> bool:
+    return stop.text in tokenizer.decode(tokens[-_LAST_TOKENS:])

@@ -1,0 +1,159 @@
+"""Log-likelihood of every option of a question, in one pass: the prompt once, all its options behind it.
+
+The options are branches of a tree: each option's tokens see the prompt and the tokens before them in the same option,
+never another option, and their positions count on from the prompt's end. Each branch is therefore computed exactly as
+if it stood alone behind the prompt. An option's last token predicts nothing and is left out, so options of one token
+cost nothing beyond the prompt.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metamoe_backend.errors import InputError
+from metamoe_backend.evaluate.batches import pad_left, plan_batches
+
+if TYPE_CHECKING:
+    from metamoe_backend.models.systems import GateRecord, OpenSystem
+
+PromptWatcher = Callable[["GateRecord", list[int], list[slice]], None]
+"""Told after each pass over prompts: the gates, which prompts the rows are, and where each row's prompt tokens lie."""
+
+_PADDING = -1
+_PROMPT = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PackedQuestion:
+    """A prompt and its options as one row of tokens.
+
+    tokens, branches (0 for the prompt, else the option's number from 1), positions: one entry a token. predictors
+    (index into tokens), targets (token id), options (from 0): one entry a scored token. prompt_tokens come first.
+    """
+
+    tokens: NDArray[np.int64]
+    branches: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    predictors: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    options: NDArray[np.int64]
+    option_count: int
+    prompt_tokens: int
+
+
+def pack_question(pairs: Sequence[tuple[Sequence[int], int]], max_positions: int) -> PackedQuestion:
+    """Pack one question. pairs: per option, the tokens of prompt and option together and where the option starts.
+
+    What all options share before the first of them starts is the prompt; it is cut on the left to `max_positions`.
+    Raises `InputError` when an option alone is longer than that.
+    """
+    shared = _count_shared([tokens[:start] for tokens, start in pairs])
+    cut = max(0, max(len(tokens) for tokens, _ in pairs) - 1 - max_positions)
+    if cut >= shared:
+        raise InputError(
+            f"An option is longer than the model's {max_positions} positions; shorten it or drop the question."
+        )
+    prompt = pairs[0][0][cut:shared]
+    tokens, branches, positions = [*prompt], [_PROMPT] * len(prompt), list(range(len(prompt)))
+    predictors, targets, options = [], [], []
+    for option, (whole, start) in enumerate(pairs):
+        own = whole[shared:]
+        # Place of the token before own[i]: the prompt's last one for i = 0, else the branch's.
+        places = [len(prompt) - 1, *range(len(tokens), len(tokens) + len(own) - 1)]
+        scored = range(start - shared, len(own))
+        predictors += [places[i] for i in scored]
+        targets += [own[i] for i in scored]
+        options += [option] * len(scored)
+        tokens += own[:-1]
+        branches += [option + 1] * (len(own) - 1)
+        positions += range(len(prompt), len(prompt) + len(own) - 1)
+    return PackedQuestion(
+        tokens=np.asarray(tokens, dtype=np.int64),
+        branches=np.asarray(branches, dtype=np.int64),
+        positions=np.asarray(positions, dtype=np.int64),
+        predictors=np.asarray(predictors, dtype=np.int64),
+        targets=np.asarray(targets, dtype=np.int64),
+        options=np.asarray(options, dtype=np.int64),
+        option_count=len(pairs),
+        prompt_tokens=len(prompt),
+    )
+
+
+def _count_shared(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with."""
+    for index, column in enumerate(zip(*rows, strict=False)):
+        if len(set(column)) > 1:
+            return index
+    return min(len(row) for row in rows)
+
+
+def iterate_logliks(
+    system: "OpenSystem",
+    questions: Sequence[PackedQuestion],
+    batch_tokens: int,
+    routes: NDArray[np.float64] | None = None,
+    watch: PromptWatcher | None = None,
+) -> Iterator[tuple[list[int], list[NDArray[np.float64]]]]:
+    """Batch by batch: indices of questions, and the summed log-likelihood in nats of each one's options.
+
+    routes: one row a question for mixtures that route by question. watch: sees the gates of every batch.
+    """
+    for rows in plan_batches([len(question.tokens) for question in questions], batch_tokens):
+        system.set_routes(None if routes is None else routes[rows])
+        yield rows, _score_batch(system, [questions[row] for row in rows], rows, watch)
+
+
+def _score_batch(
+    system: "OpenSystem", batch: Sequence[PackedQuestion], rows: list[int], watch: PromptWatcher | None
+) -> list[NDArray[np.float64]]:
+    import torch
+
+    model = system.model
+    tokens = torch.from_numpy(pad_left([question.tokens for question in batch], 0)).to(model.device)
+    width = tokens.shape[1]
+    # Every row ends at the right edge, so the places that predict something lie in a common tail: the head runs there.
+    tail = max(len(question.tokens) - int(question.predictors.min()) for question in batch)
+    with torch.inference_mode():
+        inputs = {
+            "input_ids": tokens,
+            "attention_mask": _make_tree_mask(batch, model),
+            "position_ids": torch.from_numpy(pad_left([question.positions for question in batch], 0)).to(model.device),
+            "use_cache": False,
+            "logits_to_keep": tail,
+        }
+        if watch is None:
+            logits = model(**inputs).logits
+        else:
+            with system.record() as gates:
+                logits = model(**inputs).logits
+            starts = [width - len(question.tokens) for question in batch]
+            watch(gates, rows, [slice(at, at + q.prompt_tokens) for at, q in zip(starts, batch, strict=True)])
+        return [_sum_by_option(logits[row], question) for row, question in enumerate(batch)]
+
+
+def _make_tree_mask(batch: Sequence[PackedQuestion], model: Any) -> Any:
+    """Additive mask [batch, 1, width, width]: 0 where a token may look, the dtype's least number elsewhere."""
+    import torch
+
+    branches = torch.from_numpy(pad_left([question.branches for question in batch], _PADDING)).to(model.device)
+    queries, keys = branches[:, :, None], branches[:, None, :]
+    # Padding, at the left end, looks at padding: a token that may look nowhere would turn into NaN and spread.
+    seen = (keys == _PROMPT) | (keys == queries)
+    blocked = ~seen.tril()
+    mask = torch.zeros(blocked.shape, dtype=model.dtype, device=model.device)
+    return mask.masked_fill_(blocked, torch.finfo(model.dtype).min)[:, None]
+
+
+def _sum_by_option(tail_logits: Any, question: PackedQuestion) -> NDArray[np.float64]:
+    """Summed log-likelihood per option from one row's logits at its tail [tail, vocabulary]."""
+    import torch
+
+    at = question.predictors - len(question.tokens)  # from the right edge
+    logits = tail_logits[torch.from_numpy(at)].float()
+    targets = torch.from_numpy(question.targets).to(logits.device)
+    values = logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+    weights = values.double().cpu().numpy()
+    return np.bincount(question.options, weights=weights, minlength=question.option_count).astype(np.float64)

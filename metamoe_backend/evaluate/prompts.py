@@ -1,0 +1,76 @@
+"""What the model is shown: template, question, examples; and how a prompt and an option become tokens.
+
+Conventions of lm-evaluation-harness (METHODS section 5): options are not shown, an option is scored as a space and its
+text behind the prompt; examples stand before the question, each followed by a space and its answer, a blank line
+between them.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from metamoe_backend.train.examples import make_prompt
+
+
+def make_shown_text(template: str, prompt: str, shots: Sequence[tuple[str, str]] = ()) -> str:
+    """The text before the answer. shots: (prompt, answer) of the examples, in order.
+
+    Raises `ConfigError` if the template has no place for the question.
+    """
+    examples = [f"{make_prompt(template, shot)} {answer}" for shot, answer in shots]
+    return "\n\n".join([*examples, make_prompt(template, prompt)])
+
+
+def make_continuation(option: str) -> str:
+    """An option as the model would write it behind the prompt."""
+    return f" {option}"
+
+
+def hash_prompt(shown_text: str) -> str:
+    """Hash of the text the model sees (16 hex digits)."""
+    return hashlib.sha256(shown_text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def draw_shots(train: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    """`count` + 1 example questions of one task in a seeded order that does not depend on the order of the rows.
+
+    One more than shown, so that a question that is an example itself can be left out: see `make_shots`.
+    """
+    ordered = train.sort_values("question_id", ignore_index=True)
+    chosen = np.random.default_rng(seed).permutation(len(ordered))[: count + 1]
+    return ordered.iloc[chosen].reset_index(drop=True)
+
+
+def make_shots(drawn: pd.DataFrame, count: int, question_id: str) -> list[tuple[str, str]]:
+    """(prompt, answer) of the first `count` drawn examples that are not the question itself."""
+    others = drawn[drawn["question_id"] != question_id].head(count)
+    return list(zip(others["prompt"], others["answer"], strict=True))
+
+
+def encode_prompt(tokenizer: Any, shown_text: str) -> list[int]:
+    """Token ids of the text, with whatever the tokenizer puts before it; never empty."""
+    tokens = list(tokenizer(shown_text)["input_ids"])
+    if tokens and tokens[-1] == tokenizer.eos_token_id and not shown_text.endswith(tokenizer.eos_token):
+        tokens.pop()  # some tokenizers end every text: nothing could follow it
+    if not tokens:
+        tokens = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
+    return tokens
+
+
+def encode_pair(tokenizer: Any, shown_text: str, continuation: str) -> tuple[list[int], int]:
+    """Token ids of both texts together, and where the continuation starts (at least 1, before the end).
+
+    The pair is tokenized as one text and cut after as many tokens as the prompt alone has, and spaces that end the
+    prompt count to the continuation: lm-evaluation-harness, `TemplateLM._encode_pair`.
+    """
+    stripped = shown_text.rstrip()
+    prompt = encode_prompt(tokenizer, stripped)
+    whole = encode_prompt(tokenizer, shown_text + continuation)
+    if len(whole) <= len(prompt):
+        whole = prompt + list(
+            tokenizer(shown_text[len(stripped) :] + continuation, add_special_tokens=False)["input_ids"]
+        )
+    return whole, len(prompt)
