@@ -1,0 +1,177 @@
+"""Stage "import", and the bank: adapters under adapters/, checked, published whole or not at all, and compared."""
+
+import errno
+import re
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain, count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from metamoe_backend.config import BASE_EXPERT, ImportAdapterConfig
+from metamoe_backend.errors import ConfigError, ConflictError, InputError, UnavailableError
+from metamoe_backend.jobs.durable import sync_folder
+from metamoe_backend.models.adapters import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    AdapterWeights,
+    compute_similarity,
+    hash_adapter,
+    read_adapter,
+    write_adapter,
+)
+from metamoe_backend.stage import Context, Inputs
+from metamoe_backend.workspace import Workspace
+
+if TYPE_CHECKING:
+    from metamoe_backend.store.connection import Store
+
+HUB_ID = re.compile(r"[\w][\w.\-]*/[\w][\w.\-]*")
+
+
+def prepare(store: "Store", config: ImportAdapterConfig) -> Inputs:
+    """Nothing to read; raises `ConflictError` when the name is taken, `ConfigError` when it is `base`."""
+    if config.name == BASE_EXPERT:
+        raise ConfigError("The name 'base' means no adapter; choose another name for the import.")
+    if config.name in fetch_taken_names(store):
+        raise ConflictError(f"The name {config.name!r} is taken; choose another name for the import.")
+    return {}
+
+
+def compute(inputs: Inputs, config: ImportAdapterConfig, context: Context) -> None:  # noqa: ARG001 - a stage's form
+    """Check a PEFT folder or hub adapter against its base, and put it into the bank.
+
+    Raises `InputError` for a folder that is no plain LoRA of this base, `UnavailableError` for an unreachable hub.
+    """
+    from metamoe_backend.models.base import load_base
+
+    folder = _find_source(config.source)
+    context.progress(0, 1)
+    # Only the shapes are wanted: half the memory does.
+    base = load_base(config.base, "cpu", "bfloat16")
+    weights = read_adapter(folder, base.model)
+    context.progress(1, 1)
+    name = publish_adapter(context, config.name, weights, config.base)
+    emit_adapter(
+        context, name, weights, config.base, source="imported", kind="expert", trained_on=config.trained_on,
+        settings=config.model_dump_json(),
+    )  # fmt: skip
+    context.log(
+        f"Adapter {name}: rank {weights.rank}, {weights.parameters:,} parameters, imported from {config.source}."
+    )
+
+
+def fetch_taken_names(store: "Store") -> set[str]:
+    """Names that a new adapter may not take: those of adapters and of systems, and `base`."""
+    from metamoe_backend.store.experts import fetch_adapters, fetch_systems
+
+    return {*fetch_adapters(store)["adapter"], *fetch_systems(store)["system"], BASE_EXPERT}
+
+
+def list_names(name: str) -> Iterator[str]:
+    """`name`, `name-2`, `name-3` and so on."""
+    return chain([name], (f"{name}-{number}" for number in count(2)))
+
+
+def find_free_name(name: str, taken: Collection[str]) -> str:
+    """The first of `name`, `name-2`, `name-3` … that is not taken."""
+    return next(candidate for candidate in list_names(name) if candidate not in taken)
+
+
+def publish_adapter(context: Context, name: str, weights: AdapterWeights, base: str) -> str:
+    """Write a PEFT folder beside its place, flush it, and rename it to adapters/NAME: it is seen whole or not at all.
+
+    Returns the name it got: another run may have taken `name` meanwhile, then it is `name-2`, and so on.
+    """
+    adapters = Workspace(context.workspace_root).adapters
+    adapters.mkdir(parents=True, exist_ok=True)
+    written = adapters / f".{context.run_id}"
+    shutil.rmtree(written, ignore_errors=True)
+    write_adapter(written, weights, Path(base).name if Path(base).is_dir() else base)
+    for path in (written / CONFIG_FILE, written / WEIGHTS_FILE, written):
+        sync_folder(path)
+    for candidate in list_names(name):
+        try:
+            written.rename(adapters / candidate)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            continue
+        sync_folder(adapters)
+        return candidate
+    raise AssertionError("unreachable: there are endlessly many names")
+
+
+def emit_adapter(
+    context: Context,
+    name: str,
+    weights: AdapterWeights,
+    base: str,
+    *,
+    source: str,
+    kind: str,
+    settings: str,
+    plan: str | None = None,
+    skills: Sequence[str] = (),
+    trained_on: Sequence[str] = (),
+) -> None:
+    """Emit the rows `adapter` and `system` of a published adapter."""
+    folder = Workspace(context.workspace_root).adapters / name
+    sha256 = hash_adapter(folder)
+    adapter = {
+        "adapter": name, "base": base, "rank": weights.rank, "alpha": weights.alpha, "targets": weights.targets,
+        "parameters": weights.parameters, "sha256": sha256, "source": source, "plan": plan, "skills": list(skills),
+        "trained_on": list(trained_on), "created_at": context.created_at,
+    }  # fmt: skip
+    system = {
+        "system": name, "kind": kind, "base": base, "path": folder.relative_to(context.workspace_root).as_posix(),
+        "experts": [], "settings": settings, "sha256": sha256, "created_at": context.created_at,
+    }  # fmt: skip
+    context.emit("adapter", pd.DataFrame([adapter]))
+    context.emit("system", pd.DataFrame([system]))
+
+
+def compute_bank_similarity(folders: Mapping[str, Path]) -> pd.DataFrame:
+    """How alike the adapters of a bank are: columns adapter, other, similarity, for all ordered pairs, itself included.
+
+    similarity is the cosine of the weight changes, averaged over modules and layers, -1 to 1 (see
+    `models.adapters.compute_similarity`). `folders` is {name: PEFT folder}. Raises `InputError` for a damaged folder.
+    """
+    bank = {name: read_adapter(folder) for name, folder in folders.items()}
+    names = list(bank)
+    found: dict[tuple[str, str], float] = {}
+    for index, first in enumerate(names):
+        for second in names[index:]:
+            cosine = compute_similarity(bank[first], bank[second]).overall
+            found[first, second] = found[second, first] = cosine
+    rows = [(first, second, found[first, second]) for first in names for second in names]
+    return pd.DataFrame(rows, columns=["adapter", "other", "similarity"])
+
+
+def _find_source(source: str) -> Path:
+    """The local folder, else what the hub has under this id (the two files of an adapter, nothing else)."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise InputError(f"{source!r} is a file; name the PEFT folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}.")
+    if not HUB_ID.fullmatch(source):
+        raise InputError(f"{source!r} is neither a folder nor a hub id (OWNER/NAME); correct it.")
+    return _fetch_from_hub(source)
+
+
+def _fetch_from_hub(source: str) -> Path:
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        reason = (str(error).splitlines() or [""])[0][:160]
+        raise UnavailableError(
+            f"Adapter {source!r} cannot be fetched from the hub ({type(error).__name__}: {reason}); "
+            "check the id and the connection, or name a local PEFT folder."
+        ) from None

@@ -1,0 +1,143 @@
+"""Stage "train": one LoRA adapter, for an expert's skills, or for all of a plan's skills together (mixed)."""
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from metamoe_backend.config import BASE_EXPERT, LoraSettings, TrainConfig
+from metamoe_backend.errors import ConfigError, NotFoundError
+from metamoe_backend.experts.bank import emit_adapter, fetch_taken_names, find_free_name, publish_adapter
+from metamoe_backend.models.adapters import AdapterWeights
+from metamoe_backend.stage import Context, Inputs
+from metamoe_backend.train.examples import Example, hold_back, make_examples, make_prompt
+from metamoe_backend.train.loop import run_training
+from metamoe_backend.train.sampling import balanced_sample
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from metamoe_backend.store.connection import Store
+
+COLUMNS = ["question_id", "task", "template", "prompt", "answer", "skill", "expert"]
+
+
+def prepare(store: "Store", config: TrainConfig) -> Inputs:
+    """The questions to train on, and the name the adapter will have.
+
+    `questions` has one row a question (columns COLUMNS); `target` one row with the column adapter. Raises
+    `NotFoundError` for an unknown plan or expert, `ConfigError` when there is nothing to train on.
+    """
+    from metamoe_backend.store.experts import fetch_plan_entries, fetch_training_questions
+
+    experts = sorted(set(fetch_plan_entries(store, config.plan)["expert"]) - {BASE_EXPERT})
+    if config.name == BASE_EXPERT:
+        raise ConfigError("The name 'base' means no adapter, so it cannot be trained; name another expert.")
+    if config.kind == "expert" and config.name not in experts:
+        there = ", ".join(experts) or "none but base"
+        raise NotFoundError(f"Expert {config.name!r} is not in plan {config.plan!r} (it has: {there}).")
+    questions = fetch_training_questions(store, config.plan, config.split)
+    questions = questions[questions["expert"].isin([config.name] if config.kind == "expert" else experts)]
+    if questions.empty:
+        who = f"expert {config.name!r}" if config.kind == "expert" else "any expert"
+        raise ConfigError(
+            f"Plan {config.plan!r} has no questions for {who} in the split {config.split!r}; "
+            "label questions of that split, freeze the labelling and save the plan again, or choose another split."
+        )
+    name = find_free_name(config.name, fetch_taken_names(store))
+    return {
+        "questions": balanced_sample(questions[COLUMNS], config.limit, config.optim.seed),
+        "target": pd.DataFrame({"adapter": [name]}),
+    }
+
+
+def compute(inputs: Inputs, config: TrainConfig, context: Context) -> None:
+    """Train and publish the adapter; emits adapter, system and metric rows.
+
+    A stop-and-save publishes the adapter as trained so far and raises `StopRequested`; a cancel publishes nothing.
+    Raises `ConfigError` when a target names no linear module of the base, or the loss becomes NaN.
+    """
+    from metamoe_backend.models.base import load_base
+
+    questions = inputs["questions"]
+    base = load_base(config.base, config.device, config.optim.dtype)
+    examples = make_question_examples(base.tokenizer, questions, config.optim.max_tokens)
+    train, held = hold_back(len(examples), config.optim.eval_share, config.optim.seed)
+    model = add_lora(base.model, config.lora, config.optim.seed)
+    result = run_training(
+        model,
+        [examples[index] for index in train],
+        [examples[index] for index in held],
+        config.optim,
+        context,
+        device=base.device,
+        pad_token=base.tokenizer.pad_token_id,
+    )
+    weights = extract_adapter(model, config.lora, config.optim.dtype)
+    name = publish_adapter(context, inputs["target"]["adapter"].iloc[0], weights, config.base)
+    emit_adapter(
+        context, name, weights, config.base, source="trained", kind=config.kind, plan=config.plan,
+        skills=sorted(questions["skill"].unique()), trained_on=sorted(questions["task"].unique()),
+        settings=config.model_dump_json(),
+    )  # fmt: skip
+    context.emit("metric", result.metrics)
+    context.log(f"Adapter {name}: {result.steps:,} steps, {result.tokens:,} tokens read.")
+    if result.stop:
+        raise result.stop
+
+
+def make_question_examples(tokenizer: Any, questions: pd.DataFrame, max_tokens: int) -> list[Example]:
+    """Examples of questions (columns template, prompt, answer), in their order."""
+    prompts = [make_prompt(*texts) for texts in zip(questions["template"], questions["prompt"], strict=True)]
+    return make_examples(tokenizer, prompts, questions["answer"].tolist(), max_tokens)
+
+
+def add_lora(model: "nn.Module", lora: LoraSettings, seed: int) -> Any:
+    """The model with a fresh LoRA adapter on every target module, which alone is trained (PEFT's model).
+
+    Raises `ConfigError` for a target that is no linear module of the model.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    known = list_linear_modules(model)
+    if unknown := [target for target in lora.targets if target not in known]:
+        raise ConfigError(
+            f"lora.targets: {', '.join(unknown)} matches no linear module of the base model; choose among "
+            f"{', '.join(known)}."
+        )
+    torch.manual_seed(seed)
+    return get_peft_model(
+        model,  # type: ignore[arg-type]
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]
+            lora_dropout=lora.dropout,
+            target_modules=lora.targets,
+        ),
+    )
+
+
+def list_linear_modules(model: Any) -> list[str]:
+    """Last parts of the names of a model's linear modules, the output head left out, in order of first use."""
+    from torch import nn
+
+    head = model.get_output_embeddings()
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
+
+
+def extract_adapter(model: Any, lora: LoraSettings, dtype: str) -> AdapterWeights:
+    """The trained matrices of PEFT's model, as numbers of `dtype` on the CPU."""
+    import torch
+    from peft import get_peft_model_state_dict
+
+    a: dict[str, torch.Tensor] = {}
+    b: dict[str, torch.Tensor] = {}
+    for key, values in get_peft_model_state_dict(model).items():
+        module, _, matrix = key.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".lora_")
+        (a if matrix == "A" else b)[module] = values.detach().to("cpu", getattr(torch, dtype)).contiguous()
+    return AdapterWeights(
+        name="", rank=lora.rank, alpha=lora.alpha, scale=lora.alpha / lora.rank, targets=sorted(set(lora.targets)),
+        sha256="", a=a, b=b,
+    )  # fmt: skip

@@ -1,0 +1,322 @@
+"""Hugging Face's Trainer, reduced to what MetaMoE needs: the loss on answers, planned batches, safe checkpoints.
+
+Only trained parameters, the optimizer and the random state are checkpointed, as safetensors and JSON: a checkpoint of
+a large model stays small, and nothing that could run code is ever read back.
+"""
+# ruff: noqa: ARG002 - overridden methods take what the Trainer passes them, needed or not
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+# This module is nothing but subclasses of torch's and transformers' classes, and is imported inside functions only.
+import psutil
+import torch  # noqa: TID253
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy  # noqa: TID253
+from torch.utils.data import DataLoader, Dataset  # noqa: TID253
+from transformers import (  # noqa: TID253
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from metamoe_backend.errors import ConfigError, StopRequested
+from metamoe_backend.stage import Context
+from metamoe_backend.train.checkpoints import prune_checkpoints, seal_checkpoint
+from metamoe_backend.train.examples import Batch, Example, collate
+
+BeforeForward = Callable[[Batch], None]
+"""Called with each batch just before the model reads it (see `examples` for its tensors)."""
+AuxiliaryLoss = Callable[[], "torch.Tensor"]
+"""Called after each training forward pass; its scalar is added to the answer loss (a router's balance loss)."""
+
+TRAINED = "trained.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+OPTIMIZER_SETTINGS = "optimizer.json"
+RANDOM = "random.safetensors"
+MOST_REPORTS = 400
+"""Reports with metrics in one run; between them the run still asks once a second whether it should stop."""
+POLL_S = 1.0
+HANDED_OVER = "handed_over"
+"""Mark in the history of reports: what stands before it was emitted when a person stopped the run."""
+
+
+def compute_answer_loss(model: Any, batch: Batch, before_forward: BeforeForward | None = None) -> torch.Tensor:
+    """Mean cross-entropy over the batch's answer tokens, in nats. The head is computed for these tokens alone."""
+    if before_forward is not None:
+        before_forward(batch)
+    logits = model(input_ids=batch["input_ids"], logits_to_keep=batch["predicts"], use_cache=False).logits
+    return cross_entropy(logits.float(), batch["targets"])
+
+
+def compute_learning_rate_factor(step: int, steps: int, warmup_share: float) -> float:
+    """Share of the peak learning rate at `step` (from 0): linear warm-up, then half a cosine towards 0.
+
+    Neither the first nor the last step has rate 0, so that none is wasted.
+    """
+    warmup = round(steps * warmup_share)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+class PlannedBatches:
+    """The batches of all steps, in order, as a DataLoader wants them."""
+
+    def __init__(self, planned: Any) -> None:
+        self.planned = planned
+
+    def __len__(self) -> int:
+        return len(self.planned)
+
+    def __iter__(self) -> Any:
+        return (row.tolist() for row in self.planned)
+
+
+class Examples(Dataset):
+    """Examples by index."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+
+@dataclass
+class OneDeviceArguments(TrainingArguments):
+    """Arguments that train on the one device asked for; stock ones take every GPU they see, or cuda:0."""
+
+    chosen_device: str = "cpu"
+
+    @cached_property
+    def _setup_devices(self) -> torch.device:
+        # Accelerate reads the device from the environment; a launcher (torchrun) that spreads processes decides itself.
+        if "LOCAL_RANK" in os.environ:
+            return super()._setup_devices
+        os.environ["ACCELERATE_TORCH_DEVICE"] = self.chosen_device
+        super()._setup_devices  # noqa: B018 - sets up accelerate's state
+        device = torch.device(self.chosen_device)
+        self._n_gpu = 0 if device.type == "cpu" else 1
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        return device
+
+
+class AnswerTrainer(Trainer):
+    """Trains the parameters that require a gradient on the loss of the answers."""
+
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        examples: Sequence[Example],
+        planned: Any,
+        pad_token: int,
+        before_forward: BeforeForward | None,
+        auxiliary_loss: AuxiliaryLoss | None,
+        **rest: Any,
+    ) -> None:
+        super().__init__(model=model, args=args, **rest)
+        self.examples = Examples(examples)
+        self.remove_callback(PrinterCallback)
+        self.planned = planned
+        self.pad_token = pad_token
+        self.before_forward = before_forward
+        self.auxiliary_loss = auxiliary_loss
+        self.last: dict[str, float] = {}
+        """Answer loss, auxiliary loss and tokens of the newest step."""
+
+    def get_train_dataloader(self) -> DataLoader:
+        return DataLoader(
+            self.examples,
+            batch_sampler=PlannedBatches(self.planned),
+            collate_fn=partial(collate, pad_token=self.pad_token),
+            pin_memory=self.args.device.type == "cuda",
+        )
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        loss = compute_answer_loss(model, inputs, self.before_forward)
+        self.last = {"loss": loss.item(), "tokens": int(inputs["real"].sum())}
+        if self.auxiliary_loss is not None:
+            auxiliary = self.auxiliary_loss()
+            self.last["auxiliary_loss"] = auxiliary.item()
+            loss = loss + auxiliary
+        if not all(math.isfinite(value) for value in self.last.values()):
+            raise diverged(self.state.global_step + 1, self.args.learning_rate)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Nothing: `Reporter` reports."""
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """0: counting would walk over all parameters at every step."""
+        return 0
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(trained_parameters(self.model), folder / TRAINED)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        saved = load_file(Path(resume_from_checkpoint) / TRAINED)
+        own = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(saved[name])
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        state = self.optimizer.state_dict()
+        tensors = {f"{i}.{key}": value for i, kept in state["state"].items() for key, value in kept.items()}
+        save_file(tensors, Path(output_dir) / OPTIMIZER)
+        settings = {"groups": state["param_groups"], "schedule": self.lr_scheduler.state_dict()}
+        (Path(output_dir) / OPTIMIZER_SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        settings = json.loads((Path(checkpoint) / OPTIMIZER_SETTINGS).read_text(encoding="utf-8"))
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in load_file(Path(checkpoint) / OPTIMIZER).items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": settings["groups"]})
+        self.lr_scheduler.load_state_dict(settings["schedule"])
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        # Batches are planned beforehand; only dropout draws numbers while training.
+        states = {"cpu": torch.random.get_rng_state()}
+        if self.args.device.type == "cuda":
+            states["cuda"] = torch.cuda.random.get_rng_state(self.args.device)
+        save_file(states, Path(output_dir) / RANDOM)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        states = load_file(Path(checkpoint) / RANDOM)
+        torch.random.set_rng_state(states["cpu"])
+        if self.args.device.type == "cuda" and "cuda" in states:
+            torch.cuda.random.set_rng_state(states["cuda"], self.args.device)
+
+
+class Reporter(TrainerCallback):
+    """Tells the context how training goes, asks it whether to stop, and seals checkpoints.
+
+    A report's loss is the mean over the steps since the last report; its tokens_per_s counts the tokens read (padding
+    left out) over the time spent training, without evaluation and saving.
+    """
+
+    def __init__(
+        self, context: Context, steps: int, last: Callable[[], dict[str, float]], evaluate: Callable[[], float] | None
+    ) -> None:
+        self.context = context
+        self.steps = steps
+        self.last = last
+        self.evaluate = evaluate
+        self.report_every = max(1, steps // MOST_REPORTS)
+        self.evaluate_every = max(1, steps // 8)
+        self.stop: StopRequested | None = None
+        self.since: list[dict[str, float]] = []
+        self.learning_rate = 0.0
+        self.seconds = 0.0
+        self.clock = 0.0
+        self.told = 0.0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.clock = self.told = time.monotonic()
+        if state.global_step < self.steps:
+            self._ask(state, {})
+
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
+        self.learning_rate = rest["optimizer"].param_groups[0]["lr"]
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        step = state.global_step
+        self.seconds += time.monotonic() - self.clock
+        self.since.append(self.last())
+        state.num_input_tokens_seen += int(self.since[-1]["tokens"])
+        metrics: dict[str, float] = {}
+        # A checkpoint must not swallow the steps since the last report.
+        if step % self.report_every == 0 or step == self.steps or control.should_save:
+            metrics = self._take_metrics(args.device)
+        if self.evaluate and (step % self.evaluate_every == 0 or step == self.steps):
+            metrics["eval_loss"] = self.evaluate()
+        self._tell(state, control, metrics)
+        self.clock = time.monotonic()
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        scratch = Path(args.output_dir)
+        seal_checkpoint(scratch / f"checkpoint-{state.global_step}", state.global_step)
+        prune_checkpoints(scratch)
+        self.clock = time.monotonic()
+
+    def _take_metrics(self, device: torch.device) -> dict[str, float]:
+        steps = self.since
+        tokens = sum(step["tokens"] for step in steps)
+        metrics = {"loss": sum(step["loss"] for step in steps) / len(steps)}
+        if "auxiliary_loss" in steps[0]:
+            metrics["auxiliary_loss"] = sum(step["auxiliary_loss"] for step in steps) / len(steps)
+        metrics["learning_rate"] = self.learning_rate
+        metrics["tokens_per_s"] = tokens / max(self.seconds, 1e-9)
+        metrics["memory_mb"] = measure_memory_mb(device)
+        self.since, self.seconds = [], 0.0
+        return metrics
+
+    def _tell(self, state: TrainerState, control: TrainerControl, metrics: dict[str, float]) -> None:
+        if metrics:
+            state.log_history.append({"step": state.global_step, **metrics})
+        if metrics or time.monotonic() - self.told >= POLL_S:
+            self._ask(state, metrics)
+        if self.stop:
+            # What was logged up to here is handed over now; a run that goes on hands over the rest.
+            state.log_history.append({"step": state.global_step, HANDED_OVER: 1.0})
+            control.should_save = control.should_training_stop = True
+
+    def _ask(self, state: TrainerState, metrics: dict[str, float]) -> None:
+        self.told = time.monotonic()
+        try:
+            self.context.progress(state.global_step, self.steps, **metrics)
+        except StopRequested as stop:
+            if not stop.save:
+                raise
+            self.stop = stop
+
+
+def trained_parameters(model: Any) -> dict[str, torch.Tensor]:
+    """Copies on the CPU of the parameters that require a gradient, by name."""
+    return {
+        name: parameter.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def measure_memory_mb(device: torch.device) -> float:
+    """Megabytes (10^6 bytes) held: the process's resident memory, on a GPU the peak of what torch took there."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return psutil.Process().memory_info().rss / 1e6
+
+
+def diverged(step: int, learning_rate: float) -> ConfigError:
+    """The error of a training that blew up."""
+    return ConfigError(f"The loss became NaN at step {step}; lower the learning rate (it is {learning_rate:g}).")
