@@ -1,0 +1,1 @@
+"""Base models, adapters, the wide gated LoRA, and the routers over experts."""

