@@ -1,9 +1,9 @@
-"""Colours of skills: one categorical palette, the same on every page, that people with any colour vision can tell apart.
+"""Colours of skills: one categorical palette, the same on every page, told apart with any colour vision.
 
-The distance of two colours is 100 times their Oklab distance (Ottosson 2020) in the eyes that tell them apart worst: full colour
-vision, protanopia, deuteranopia or tritanopia, simulated as in Machado, Oliveira and Fernandes 2009 (severity 1).
-PALETTE was found by maximising the least such distance among its colours and UNASSIGNED, over colours that stand out on
-white and on near-black; a test holds it to that. After the palette, the farthest free colour comes next.
+The distance of two colours is 100 times their Oklab distance (Ottosson 2020) in the eyes that tell them apart worst:
+full colour vision, protanopia, deuteranopia or tritanopia, simulated as in Machado, Oliveira and Fernandes 2009
+(severity 1). PALETTE was found by maximising the least such distance among its colours and UNASSIGNED, over colours that
+stand out on white and on near-black; a test holds it to that. After the palette, the farthest free colour comes next.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ _VISIONS = np.array(
 
 
 def next_colour(used: Sequence[str]) -> str:
-    """The colour (#rrggbb) for one more skill: the first of the palette not in `used`, else the one farthest from all."""
+    """Colour (#rrggbb) of one more skill: the first of the palette not in `used`, else the one farthest from all."""
     taken = {colour.lower() for colour in used}
     for colour in PALETTE:
         if colour not in taken:
@@ -60,7 +60,7 @@ def next_colour(used: Sequence[str]) -> str:
 
 
 def compute_distances(first: Sequence[str], second: Sequence[str]) -> np.ndarray:
-    """Oklab distance (x 100) [len(first), len(second)] of each pair of #rrggbb colours, in the eyes that see it smallest."""
+    """Distance [len(first), len(second)] of each pair of #rrggbb colours, in the eyes that tell them apart worst."""
     one, other = _as_seen(first), _as_seen(second)
     return np.linalg.norm(one[:, :, None] - other[:, None], axis=-1).min(axis=0)
 
