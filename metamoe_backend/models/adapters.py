@@ -161,7 +161,9 @@ def check_fit(name: str, sizes: dict[str, tuple[int, int]], model: "nn.Module") 
     for module, (inputs, outputs) in sizes.items():
         found = linears.get(module)
         if found is None:
-            raise InputError(f"Adapter {name} adapts {module}, which the base model has not; choose the base it was made for.")
+            raise InputError(
+                f"Adapter {name} adapts {module}, which the base model has not; choose the base it was made for."
+            )
         if not isinstance(found, nn.Linear):
             raise InputError(
                 f"Adapter {name} adapts {module}, a {type(found).__name__}; only linear modules can carry experts."
@@ -187,7 +189,9 @@ def _check_files(folder: Path) -> None:
         if not (folder / name).is_file():
             raise InputError(f"Adapter {folder.name} has no {name} in {folder}; save it with PEFT's save_pretrained.")
         if (folder / name).stat().st_size > limit:
-            raise InputError(f"{folder / name} is larger than {limit >> 20} MB, too large for an adapter; use a smaller rank.")
+            raise InputError(
+                f"{folder / name} is larger than {limit >> 20} MB, too large for an adapter; use a smaller rank."
+            )
     for path in sorted(folder.iterdir()):
         known = path.name in (WEIGHTS_FILE, *HARMLESS_NAMES) or path.suffix in HARMLESS_SUFFIXES
         if not known or not path.is_file():
@@ -209,7 +213,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     if config.get("bias", "none") != "none":
         reason = f"it trains biases (bias is {str(config['bias'])[:40]!r})"
     if str(config.get("init_lora_weights")).lower().startswith(CHANGES_BASE):
-        reason = f"its initialisation ({config['init_lora_weights']!r}) changes the base weights; convert it to plain LoRA"
+        reason = (
+            f"its initialisation ({config['init_lora_weights']!r}) changes the base weights; convert it to plain LoRA"
+        )
     if reason:
         raise InputError(f"{path} cannot be used as an expert: {reason}; train or save it as plain LoRA.")
     rank, alpha = config.get("r"), config.get("lora_alpha", 8)
@@ -231,7 +237,9 @@ def _read_shapes(path: Path) -> dict[str, list[int]]:
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
-            entries = {key: (entry["dtype"], list(entry["shape"]), entry["data_offsets"]) for key, entry in header.items()}
+            entries = {
+                key: (entry["dtype"], list(entry["shape"]), entry["data_offsets"]) for key, entry in header.items()
+            }
             end = max((offsets[1] for _, _, offsets in entries.values()), default=0)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             raise broken from None
@@ -239,7 +247,9 @@ def _read_shapes(path: Path) -> dict[str, list[int]]:
         raise broken
     for key, (dtype, shape, _) in entries.items():
         if dtype not in FLOATS:
-            raise InputError(f"{path}: {key[:120]!r} holds {dtype} numbers; save the adapter as float32, float16 or bfloat16.")
+            raise InputError(
+                f"{path}: {key[:120]!r} holds {dtype} numbers; save the adapter as float32, float16 or bfloat16."
+            )
         if len(shape) != 2 or not all(isinstance(size, int) and 0 < size <= 1 << 24 for size in shape):
             raise InputError(f"{path}: {key[:120]!r} has the shape {shape[:6]}; LoRA matrices have two axes.")
     return {key: shape for key, (_, shape, _) in entries.items()}
@@ -260,8 +270,8 @@ def _check_shapes(path: Path, shapes: dict[str, list[int]], rank: int) -> dict[s
             raise InputError(f"{path}: {module} has only one of lora_A and lora_B; save the adapter again.")
         if pair["A"][0] != rank or pair["B"][1] != rank:
             raise InputError(
-                f"{path}: {module} has rank {pair['A'][0]} in A and {pair['B'][1]} in B, but {CONFIG_FILE} says r = {rank}; "
-                "save the adapter again."
+                f"{path}: {module} has rank {pair['A'][0]} in A and {pair['B'][1]} in B, but {CONFIG_FILE} says r = "
+                f"{rank}; save the adapter again."
             )
     return {module: (pairs[module]["A"], pairs[module]["B"]) for module in sorted(pairs, key=_natural_order)}
 

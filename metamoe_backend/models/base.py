@@ -84,7 +84,9 @@ def find_device(device: str) -> "torch.device":
         raise ConfigError(f"device: {device!r} is not known; say auto, cpu, cuda or cuda:N.")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(match[1] or 0) >= count:
-        found = f"has {count} CUDA device{'s' if count > 1 else ''} (cuda:0 to cuda:{count - 1})" if count else "has none"
+        found = (
+            f"has {count} CUDA device{'s' if count > 1 else ''} (cuda:0 to cuda:{count - 1})" if count else "has none"
+        )
         raise UnavailableError(f"Device {device} was asked for but this machine {found}; choose auto or cpu.")
     return torch.device(device)
 
@@ -202,7 +204,9 @@ def _read_config(folder: Path) -> Any:
         values = json.loads(path.read_text(encoding="utf-8"))
         kind = values["model_type"]
     except FileNotFoundError:
-        raise InputError(f"Base model folder {folder} has no config.json; name a folder saved by save_pretrained.") from None
+        raise InputError(
+            f"Base model folder {folder} has no config.json; name a folder saved by save_pretrained."
+        ) from None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(f"{path} cannot be read as a model's settings ({error!r}); save the model again.") from None
     if kind not in CONFIG_MAPPING:
@@ -238,7 +242,9 @@ def _load_folder(folder: Path, config: Any, dtype: str) -> tuple[Any, Any]:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0][:200]
-        raise InputError(f"The base model in {folder} cannot be loaded: {reason}; check or replace the folder.") from error
+        raise InputError(
+            f"The base model in {folder} cannot be loaded: {reason}; check or replace the folder."
+        ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer

@@ -4,8 +4,9 @@ Every gate sums to 1 over the experts (unit scale: experts act as strongly as th
 question sent to the bare base model, whose gates are all 0. Formulas: METHODS.md §2.
 """
 
-import torch  # noqa: TID253 - nothing but tensor functions; imported inside functions only
-from torch import Tensor
+# This module is nothing but functions of tensors, and is imported inside functions only.
+import torch  # noqa: TID253
+from torch import Tensor  # noqa: TID253
 
 SMALLEST_PROBABILITY = 1e-12
 """Keeps log p finite: an expert of probability 0 is improbable, not forbidden."""

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import torch  # noqa: TID253 - the module classes need it; imported inside functions only
-from torch import Tensor, nn
-from torch.nn import functional
+
+# This module is little but subclasses of torch's modules, and is imported inside functions only.
+import torch  # noqa: TID253
+from torch import Tensor, nn  # noqa: TID253
+from torch.nn import functional  # noqa: TID253
 
 from metamoe_backend.models import gates
 from metamoe_backend.models.adapters import AdapterWeights, check_fit, find_layer
@@ -49,7 +51,7 @@ class GateRecord:
 
     @property
     def weights(self) -> list[Tensor]:
-        """Per site [B, S, E], float32; several passes (prompt, then generated tokens) stand one after the other in S."""
+        """Per site [B, S, E], float32; several passes (prompt, then generated tokens) follow each other in S."""
         if len({part.shape[0] for parts in self.parts for part in parts}) > 1:
             raise ValueError("Batches of different sizes were recorded together; record each batch by itself.")
         return [torch.cat(parts, dim=1) for parts in self.parts if parts]
@@ -120,7 +122,7 @@ class GateSite(nn.Module):
         self.logits: Tensor | None = None
         self.parts: list[Tensor] | None = None
 
-    def read_input(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def read_input(self, _host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the host: its first input [B, S, inputs] decides the gates."""
         x: Tensor = args[0] if args else kwargs["hidden_states"]
         self.logits = None if self.weight is None else functional.linear(x.float(), self.weight)
@@ -133,7 +135,9 @@ class GateSite(nn.Module):
 class WideLora(nn.Module):
     """A linear module with the LoRAs of all experts that adapt it."""
 
-    def __init__(self, linear: nn.Linear, module: str, adapters: Sequence[AdapterWeights], site: GateSite | None) -> None:
+    def __init__(
+        self, linear: nn.Linear, module: str, adapters: Sequence[AdapterWeights], site: GateSite | None
+    ) -> None:
         super().__init__()
         self.linear, self.module = linear, module
         self._site = [site]  # in a list, so that the host's own submodule is not registered here a second time
@@ -236,12 +240,12 @@ class Mixture:
             parameter.requires_grad_(True)
         return learning
 
-    def compute_balance_loss(self, attention_mask: Tensor) -> Tensor:
-        """Mean over sites of `gates.balance_loss` for the last forward pass; `attention_mask` [B, S], 1 for real tokens.
+    def compute_balance_loss(self, real: Tensor) -> Tensor:
+        """Mean over sites of `gates.balance_loss` for the last forward pass; `real` [B, S] is true but on padding.
 
         Tokens of questions that went to the bare base model do not count.
         """
-        counted = attention_mask.bool()
+        counted = real.bool()
         if self.routing.live is not None:
             counted = counted & self.routing.live.bool()[:, None]
         losses = []
@@ -250,14 +254,14 @@ class Mixture:
             losses.append(gates.balance_loss(site.logits, site.gates, counted))
         return torch.stack(losses).mean()
 
-    def get_expert(self, index: int) -> AdapterWeights:
+    def get_expert(self, index: int, dtype: torch.dtype) -> AdapterWeights:
         """The present weights of one expert, on the CPU; `sha256` is still that of the adapter it came from."""
         first = self.adapters[index]
         a, b = {}, {}
         for module in first.a:
             lora = self.loras[module]
-            a[module] = lora.a.detach()[lora.channels[index]].cpu().clone()
-            b[module] = lora.b.detach()[:, lora.channels[index]].cpu().clone()
+            a[module] = lora.a.detach()[lora.channels[index]].to("cpu", dtype, copy=True)
+            b[module] = lora.b.detach()[:, lora.channels[index]].to("cpu", dtype, copy=True)
         return AdapterWeights(first.name, first.rank, first.alpha, first.scale, first.targets, first.sha256, a, b)
 
     def detach(self) -> None:
@@ -285,7 +289,10 @@ def attach_experts(model: nn.Module, adapters: Sequence[AdapterWeights], setting
     if any(isinstance(module, WideLora) for module in model.modules()):
         raise ValueError("The model already carries experts; detach them first.")
     for adapter in adapters:
-        check_fit(adapter.name, {name: (adapter.a[name].shape[1], adapter.b[name].shape[0]) for name in adapter.a}, model)
+        check_fit(
+            adapter.name, {name: (adapter.a[name].shape[1], adapter.b[name].shape[0]) for name in adapter.a}, model
+        )
+    config: Any = model.config
     mixture = Mixture(model, adapters, settings)
     adapted = {module for adapter in adapters for module in adapter.a}
     hosts: dict[str, GateSite] = {}
@@ -299,7 +306,7 @@ def attach_experts(model: nn.Module, adapters: Sequence[AdapterWeights], setting
         own = settings.granularity == "module" or find_layer(module) < 0
         host_name = module if own else parent
         if host_name not in hosts:
-            inputs = linear.in_features if own else model.config.hidden_size
+            inputs = linear.in_features if own else config.hidden_size
             hosts[host_name] = _add_site(mixture, host_name, inputs)
         lora.set_site(hosts[host_name])
     mixture.sites = list(hosts.values())
