@@ -91,7 +91,9 @@ class FreezeConfig(StageConfig):
     """Freeze labels and accepted suggestions as a labelling."""
 
     labelling: Name = Field(description="Name of the labelling")
-    threshold: float = Field(1.01, ge=0.0, le=1.01, description="Take in suggestions at least this probable; 1.01: none")
+    threshold: float = Field(
+        1.01, ge=0.0, le=1.01, description="Take in suggestions at least this probable; 1.01: none"
+    )
 
 
 class LoraSettings(StageConfig):
@@ -153,6 +155,9 @@ class MoeConfig(StageConfig):
         1.0, ge=0, le=100, description="Two-level: weight lambda of log p(expert | question) in the token gate"
     )
     task_top_m: int | None = Field(None, ge=1, description="Two-level: mask experts below the m most probable ones")
+    granularity: Literal["block", "module"] = Field(
+        "block", description="A token gate per block (self_attn, mlp) or per adapted module (slower, finer)"
+    )
     no_expert: bool = Field(
         True, description="Let the task-level router send a question to the bare base model (skills planned to 'base')"
     )
@@ -161,7 +166,9 @@ class MoeConfig(StageConfig):
     train: Literal["none", "router", "router+experts"] = Field("router", description="What learns")
     balance: float = Field(0.0, ge=0, le=1, description="Weight of the load-balance loss (Mixtral: 0.01)")
     split: Literal["train", "validation", "test"] = Field("train", description="Split the questions come from")
-    limit: int | None = Field(None, ge=1, description="At most so many questions in all")
+    limit: int | None = Field(
+        None, ge=1, description="Train on at most so many questions; the task-level router always reads all"
+    )
     optim: OptimSettings = Field(default_factory=lambda: OptimSettings(steps=60))
 
     @model_validator(mode="after")
