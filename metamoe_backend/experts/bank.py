@@ -89,19 +89,29 @@ def publish_adapter(context: Context, name: str, weights: AdapterWeights, base: 
     adapters.mkdir(parents=True, exist_ok=True)
     written = adapters / f".{context.run_id}"
     shutil.rmtree(written, ignore_errors=True)
-    write_adapter(written, weights, Path(base).name if Path(base).is_dir() else base)
-    for path in (written / CONFIG_FILE, written / WEIGHTS_FILE, written):
-        sync_folder(path)
+    try:
+        write_adapter(written, weights, Path(base).name if Path(base).is_dir() else base)
+        for path in (written / CONFIG_FILE, written / WEIGHTS_FILE, written):
+            sync_folder(path)
+        published = _rename_to_free_name(written, name)
+    except BaseException:
+        shutil.rmtree(written, ignore_errors=True)
+        raise
+    sync_folder(adapters)
+    return published
+
+
+def _rename_to_free_name(written: Path, name: str) -> str:
+    """Rename a folder to `name`, `name-2` … beside it, whichever is free; a rename never replaces a filled folder."""
     for candidate in list_names(name):
         try:
-            written.rename(adapters / candidate)
+            written.rename(written.with_name(candidate))
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
-            continue
-        sync_folder(adapters)
-        return candidate
-    raise AssertionError("unreachable: there are endlessly many names")
+        else:
+            return candidate
+    raise AssertionError("unreachable: the names never end")
 
 
 def emit_adapter(

@@ -188,7 +188,7 @@ def _make_metric_rows(history: Sequence[dict[str, float]]) -> pd.DataFrame:
     rows = [
         (int(report["step"]), name, float(value))
         for report in reports[marks[-1] + 1 if marks else 0 :]
-        for name, value in report.items()
+        for name, value in sorted(report.items())
         if name != "step"
     ]
     return pd.DataFrame(rows, columns=["step", "name", "value"])

@@ -260,7 +260,16 @@ class Reporter(TrainerCallback):
             metrics = self._take_metrics(args.device)
         if self.evaluate and (step % self.evaluate_every == 0 or step == self.steps):
             metrics["eval_loss"] = self.evaluate()
-        self._tell(state, control, metrics)
+        if metrics or time.monotonic() - self.told >= POLL_S:
+            self._ask(state, metrics)
+        if self.stop:
+            metrics = metrics or self._take_metrics(args.device)
+            control.should_save = control.should_training_stop = True
+        if metrics:
+            state.log_history.append({"step": step, **metrics})
+        if self.stop:
+            # What was logged up to here is handed over now; a run that goes on hands over the rest.
+            state.log_history.append({"step": step, HANDED_OVER: 1.0})
         self.clock = time.monotonic()
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -280,16 +289,6 @@ class Reporter(TrainerCallback):
         metrics["memory_mb"] = measure_memory_mb(device)
         self.since, self.seconds = [], 0.0
         return metrics
-
-    def _tell(self, state: TrainerState, control: TrainerControl, metrics: dict[str, float]) -> None:
-        if metrics:
-            state.log_history.append({"step": state.global_step, **metrics})
-        if metrics or time.monotonic() - self.told >= POLL_S:
-            self._ask(state, metrics)
-        if self.stop:
-            # What was logged up to here is handed over now; a run that goes on hands over the rest.
-            state.log_history.append({"step": state.global_step, HANDED_OVER: 1.0})
-            control.should_save = control.should_training_stop = True
 
     def _ask(self, state: TrainerState, metrics: dict[str, float]) -> None:
         self.told = time.monotonic()
