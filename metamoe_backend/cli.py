@@ -50,10 +50,14 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m metamoe_backend",
         description="Group questions by skill, train one LoRA expert per skill, route between them, see what was forgotten.",
     )
-    parser.add_argument("--workspace", help="folder of the workspace (default: METAMOE_WORKSPACE, else data/workspaces/default)")
+    parser.add_argument(
+        "--workspace", help="folder of the workspace (default: METAMOE_WORKSPACE, else data/workspaces/default)"
+    )
     parser.set_defaults(json=False)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="last line of output is one JSON object")
+    common.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="last line of output is one JSON object"
+    )
     common.add_argument("--workspace", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
@@ -78,7 +82,11 @@ def _add_by(parser: argparse.ArgumentParser, required: bool = False) -> None:
 
 def _add_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting, e.g. --set optim.learning_rate=1e-3"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other setting, e.g. --set optim.learning_rate=1e-3",
     )
     _add_by(parser)
 
@@ -86,12 +94,16 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
 def _add_of(parser: argparse.ArgumentParser, encoder: bool = True) -> None:
     parser.add_argument("--of", choices=["question", "meta-question"], default="question")
     if encoder:
-        parser.add_argument("--encoder", default="minilm", help="minilm (English), e5 (Chinese and English) or a hub id")
+        parser.add_argument(
+            "--encoder", default="minilm", help="minilm (English), e5 (Chinese and English) or a hub id"
+        )
 
 
 def _add_data_verbs(add: Add) -> None:
     ingest = add("ingest", "Read questions from a file, a hub data set or a generator.")
-    ingest.add_argument("source", help="a .jsonl .json .csv .tsv .parquet file, hub:REPO[:CONFIG] or reasoning_gym:NAME")
+    ingest.add_argument(
+        "source", help="a .jsonl .json .csv .tsv .parquet file, hub:REPO[:CONFIG] or reasoning_gym:NAME"
+    )
     ingest.add_argument("--task", help="name of the task (default: from the source)")
     ingest.add_argument("--split", choices=["train", "validation", "test"], default="test")
     ingest.add_argument("--limit", type=int, help="at most so many questions")
@@ -143,7 +155,9 @@ def _add_skill_verbs(add: Add) -> None:
 
     freeze = add("freeze", "Freeze labels, and suggestions above a threshold, as a labelling.")
     freeze.add_argument("name")
-    freeze.add_argument("--threshold", type=float, default=0.5, help="least probability of a suggestion (1.01: labels only)")
+    freeze.add_argument(
+        "--threshold", type=float, default=0.5, help="least probability of a suggestion (1.01: labels only)"
+    )
     _add_by(freeze)
 
     plan = add("plan", "Say which skills go to which expert. Without --labelling the present state is frozen first.")
@@ -233,7 +247,9 @@ def _add_workspace_verbs(add: Add) -> None:
     ui.add_argument("--port", type=int, default=8501)
     ui.add_argument("--address", default="127.0.0.1")
     demo = add("demo", "Open a copy of the recorded demo workspace, or record it anew with --record.")
-    demo.add_argument("--record", action="store_true", help="run the whole loop from nothing (about half an hour on two cores)")
+    demo.add_argument(
+        "--record", action="store_true", help="run the whole loop from nothing (about half an hour on two cores)"
+    )
     demo.add_argument("--out", metavar="DIR", help="where the recorded demo is kept (default: data/demo)")
     add("doctor", "What is installed, which devices and models can be reached, what is wrong and how to mend it.")
     add("rebuild", "Make the database again from events and runs.")

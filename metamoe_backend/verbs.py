@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -103,10 +104,11 @@ def run_ingest(options: argparse.Namespace) -> Result:
         rejected = store.frame("SELECT line, reason, text FROM rejected_row WHERE run_id = ?", [run.run_id])
         if options.rejected:
             _write_csv(options.rejected, rejected)
+        metrics = run.read_state().metrics
         result = {
             "task": task or run.read_spec().config["task"],
             "added": counts.get("question", 0),
-            "duplicates": int(run.read_summary().get("duplicates", 0)),
+            "duplicates": int(metrics.get("duplicates", 0)),
             "rejected": len(rejected),
         }
     _say("{task}: {added} questions added, {duplicates} duplicates, {rejected} rejected.".format(**result))
@@ -122,7 +124,10 @@ def run_meta_questions(options: argparse.Namespace) -> Result:
     values = _given(options, "method", "model", "base_url") | {"tasks": options.task}
     with _open(options) as store:
         run = run_now(store, "meta-questions", merge_settings(values, options.set), options.by, _progress)
-        result = {"built": _emitted(store, run).get("meta_question", 0), "reused": run.read_summary()["reused"]}
+        result = {
+            "built": _emitted(store, run).get("meta_question", 0),
+            "reused": int(run.read_state().metrics.get("reused", 0)),
+        }
     _say("{built} meta-questions built, {reused} reused.".format(**result))
     return result
 
@@ -136,7 +141,7 @@ def run_embed(options: argparse.Namespace) -> Result:
         )
         result = {
             "embedded": _emitted(store, run).get("embedding", 0),
-            "reused": run.read_summary()["reused"],
+            "reused": int(run.read_state().metrics.get("reused", 0)),
             "dim": dim,
         }
     _say("{embedded} embedded, {reused} reused, {dim} dimensions.".format(**result))
@@ -365,6 +370,83 @@ def _table(options: argparse.Namespace, tables: dict[str, pd.DataFrame]) -> Resu
     return {name: rows_of(frame) for name, frame in tables.items()}
 
 
+def run_outcomes(options: argparse.Namespace) -> Result:
+    from metamoe_backend.evaluate.outcomes import (
+        compare_with_best_expert,
+        compute_error_rates,
+        compute_outcomes,
+        count_outcomes,
+    )
+    from metamoe_backend.store.experts import fetch_systems
+    from metamoe_backend.store.results import fetch_predictions
+
+    with _open(options) as store:
+        predictions = fetch_predictions(store, tasks=options.task)
+        kinds = fetch_systems(store).set_index("system")["kind"]
+    evaluated = [name for name in kinds.index if name in set(predictions["system"])]
+    experts = [name.strip() for name in options.experts.split(",")] if options.experts else None
+    experts = experts or [name for name in evaluated if kinds[name] == "expert"]
+    mixtures = [name for name in evaluated if kinds[name] == "moe"]
+    others = [name for name in evaluated if name not in experts]
+    tables = {
+        "outcomes": count_outcomes(compute_outcomes(predictions, experts)),
+        "errors_on_the_mixed_part": compute_error_rates(predictions, experts, others),
+    }
+    if mixtures:
+        compared = [compare_with_best_expert(predictions, experts, mixture) for mixture in mixtures]
+        tables["mixture_against_best_expert"] = pd.concat(compared)
+    return _table(options, tables)
+
+
+def run_forgetting(options: argparse.Namespace) -> Result:
+    from metamoe_backend.evaluate.forgetting import compute_accuracies, compute_differences_to_base
+    from metamoe_backend.store.results import fetch_predictions
+
+    with _open(options) as store:
+        predictions = fetch_predictions(store, options.system and [*options.system, "base"], options.task)
+    tables = {"accuracy": compute_accuracies(predictions)}
+    if (predictions["system"] == "base").any():
+        tables["difference_to_base"] = compute_differences_to_base(predictions)
+    return _table(options, tables)
+
+
+def run_activations(options: argparse.Namespace) -> Result:
+    from metamoe_backend.evaluate.routing import compute_layer_use, compute_load, compute_skill_use, find_collapse
+    from metamoe_backend.store.experts import fetch_plan_entries, fetch_system_settings
+    from metamoe_backend.store.results import fetch_activations, fetch_mixtures_with_activations
+
+    with _open(options) as store:
+        mixtures = fetch_mixtures_with_activations(store)
+        if mixtures.empty:
+            raise NotFoundError("No mixture has been evaluated yet; run `evaluate --system MIXTURE --task TASK`.")
+        system = options.system or mixtures.sort_values("run_id")["system"].iloc[-1]
+        activations = fetch_activations(store, system, options.task)
+        if activations.empty:
+            raise NotFoundError(f"Mixture {system!r} has no activations (there are: {', '.join(mixtures['system'])}).")
+        plan = fetch_plan_entries(store, fetch_system_settings(store, system)["plan"])
+    load = compute_load(activations)
+    tables = {
+        "layer_by_expert": compute_layer_use(activations),
+        "skill_by_expert": compute_skill_use(activations, plan),
+        "load": load,
+        "warnings": find_collapse(load),
+    }
+    return {"system": system, **_table(options, tables)}
+
+
+def run_report(options: argparse.Namespace) -> Result:
+    from metamoe_backend.report import make_report
+
+    with _open(options) as store:
+        text = make_report(store)
+    try:
+        Path(options.out).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{options.out} cannot be written ({error.strerror}); choose another file.") from None
+    _say(f"Report written to {options.out}.")
+    return {"file": options.out}
+
+
 def run_sql(options: argparse.Namespace) -> Result:
     from metamoe_backend.store.console import run_query
     from metamoe_backend.store.publishing import publish
@@ -387,3 +469,61 @@ def run_rebuild(options: argparse.Namespace) -> Result:
     counts = rebuild(find_workspace(options.workspace))
     _say(f"Rebuilt: {sum(counts.values())} rows in {len(counts)} tables.")
     return {"rows": counts}
+
+
+def run_repair(options: argparse.Namespace) -> Result:
+    from metamoe_backend.store.repair import repair
+
+    result: Result = repair(find_workspace(options.workspace))
+    _say("Repaired {repaired}; {bytes_cut} bytes cut; copy kept at {kept_copy!r}.".format(**result))
+    return result
+
+
+def run_doctor(options: argparse.Namespace) -> Result:
+    from metamoe_backend.doctor import examine, summarise
+
+    findings = examine(find_workspace(options.workspace))
+    if not options.json:
+        for finding in findings:
+            mark = "ok " if finding.ok else "BAD"
+            print(f"{mark} {finding.what}: {finding.found}" + (f" -> {finding.remedy}" if finding.remedy else ""))
+    return summarise(findings)
+
+
+def run_demo(options: argparse.Namespace) -> Result:
+    from metamoe_backend.demo import DEMO_FOLDER, open_demo
+    from metamoe_backend.demo_recording import record_demo
+
+    if options.record:
+        return record_demo(Path(options.out) if options.out else DEMO_FOLDER, _say)
+    workspace = find_workspace(options.workspace) if options.workspace else None
+    opened = open_demo(workspace)
+    _say(f"The demo lies in {opened.root}; open it with `python -m metamoe_backend --workspace {opened.root} ui`.")
+    return {"workspace": str(opened.root)}
+
+
+def run_ui(options: argparse.Namespace) -> Result:
+    """Open the dashboard; without any workspace yet, on a copy of the recorded demo."""
+    import subprocess
+
+    from metamoe_backend.demo import open_demo
+    from metamoe_backend.workspace import DEFAULT_WORKSPACE
+
+    if options.address not in ("127.0.0.1", "localhost", "::1") and not Path(".streamlit/secrets.toml").is_file():
+        raise ConfigError(
+            f"{options.address} can be reached by others and no sign-in is set up; leave --address out, or configure "
+            "[auth] in .streamlit/secrets.toml (README, 'For a group')."
+        )
+    workspace = find_workspace(options.workspace)
+    if workspace.root == DEFAULT_WORKSPACE and not workspace.database.exists():
+        workspace = open_demo(None)
+    with Store.open(workspace, "the dashboard") as store:
+        _say(f"Opening workspace {store.workspace.name} at http://{options.address}:{options.port}")
+    app = Path(__file__).resolve().parent.parent / "app.py"
+    command = [sys.executable, "-m", "streamlit", "run", str(app), "--server.port", str(options.port)]
+    command += ["--server.address", options.address]
+    environment = {**os.environ, "METAMOE_WORKSPACE": str(workspace.root.resolve())}
+    finished = subprocess.run(command, env=environment, cwd=app.parent, check=False)
+    if finished.returncode not in (0, -2, 130):
+        raise MetaMoEError(f"The dashboard ended with status {finished.returncode}; its messages stand above.")
+    return {"workspace": str(workspace.root)}
