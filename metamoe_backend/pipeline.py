@@ -43,21 +43,21 @@ def _stage(
 
 STAGES: dict[str, Stage] = dict(
     [
-        _stage("ingest", IngestConfig, "ingest.stage", ("a file, a hub, a generator",), ("task", "question", "rejected_row")),
+        _stage("ingest", IngestConfig, "ingest.stage", ("a source",), ("task", "question", "rejected_row")),
         _stage("meta-questions", MetaQuestionConfig, "meta_questions", ("question",), ("meta_question",)),
         _stage("embed", EmbedConfig, "embed", ("question", "meta_question"), ("embedding",)),
-        _stage("cluster", ClusterConfig, "mapping", ("embedding", "question"), ("map", "map_point", "cluster")),
+        _stage("cluster", ClusterConfig, "mapping", ("embedding",), ("map", "map_point", "cluster")),
         _stage("suggest", SuggestConfig, "skills.suggest", ("embedding", "label"), ("suggestion",)),
         _stage("freeze", FreezeConfig, "skills.labelling", ("label", "suggestion"), ("labelling", "labelling_item")),
-        _stage("import", ImportAdapterConfig, "experts.bank", ("a PEFT folder or a hub",), ("adapter", "system")),
-        _stage("train", TrainConfig, "train.expert", ("plan", "labelling_item", "question"), ("adapter", "system", "metric")),
-        _stage("moe", MoeConfig, "train.moe", ("plan", "adapter", "embedding", "question"), ("system", "metric")),
+        _stage("import", ImportAdapterConfig, "experts.bank", ("a PEFT folder",), ("adapter", "system")),
+        _stage("train", TrainConfig, "train.expert", ("plan", "question"), ("adapter", "system", "metric")),
+        _stage("moe", MoeConfig, "train.moe", ("plan", "adapter", "embedding"), ("system", "metric")),
         _stage(
             "evaluate",
             EvaluateConfig,
             "evaluate.stage",
-            ("system", "question", "meta_question"),
+            ("system", "question"),
             ("prediction", "activation", "token_activation", "route", "system"),
         ),
     ]
-)  # fmt: skip
+)

@@ -16,7 +16,7 @@ from metamoe_backend.errors import ConfigError, InputError, MetaMoEError, NotFou
 from metamoe_backend.jobs.run_folder import RunFolder
 from metamoe_backend.launch import launch, run_now
 from metamoe_backend.store.connection import Store
-from metamoe_backend.workspace import Workspace, find_workspace
+from metamoe_backend.workspace import find_workspace
 
 Result = dict[str, Any]
 

@@ -111,7 +111,9 @@ def _questions(rng: np.random.Generator, per_split: int) -> pd.DataFrame:
 def _embed_and_map(store: Store, questions: pd.DataFrame, rng: np.random.Generator) -> None:
     metas = questions[["question_id"]].assign(
         method="template",
-        text=questions["task"].map(lambda task: f"{task.replace('_', ' ')}: what follows from <number>, <number> and <text>?"),
+        text=questions["task"].map(
+            lambda task: f"{task.replace('_', ' ')}: what follows from <number>, <number> and <text>?"
+        ),
         source_hash=[_hash(i) for i in questions["question_id"]],
     )
     _run(store, "meta-questions", "template", {"method": "template"}, meta_question=metas)
@@ -210,7 +212,8 @@ def _train(store: Store) -> None:
             "trained_on": [task for s in skills for task in SKILLS[s]], "created_at": datetime(2026, 11, 4),
         }  # fmt: skip
         metrics = pd.DataFrame(
-            [(s, "loss", 2.5 * 0.98**s + 0.1) for s in range(0, 100, 5)] + [(s, "eval_loss", 2.5 * 0.98**s + 0.2) for s in range(0, 100, 20)],
+            [(s, "loss", 2.5 * 0.98**s + 0.1) for s in range(0, 100, 5)]
+            + [(s, "eval_loss", 2.5 * 0.98**s + 0.2) for s in range(0, 100, 20)],
             columns=["step", "name", "value"],
         )
         kind = "mixed" if name == "mixed" else "expert"

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import IO, Any
 
 import duckdb
 
@@ -99,12 +99,18 @@ def _append(store: Store, event: EventRecord) -> None:
         "payload": event.payload,
     }
     with open(path, "ab+") as file:
-        # A torn line left by a crash must not swallow the next event.
-        if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
-            file.write(b"\n")
+        _cut_torn_line(file)
         file.write(json.dumps(raw, ensure_ascii=False).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _cut_torn_line(file: IO[bytes]) -> None:
+    """A line without its end was being written when the process died: it was never acknowledged, so it goes."""
+    end = file.seek(0, os.SEEK_END)
+    if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _apply(cursor: duckdb.DuckDBPyConnection, event: EventRecord) -> None:

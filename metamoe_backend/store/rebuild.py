@@ -1,7 +1,5 @@
 """The database made again from events and manifests."""
 
-import os
-
 from metamoe_backend.rows import TABLES
 from metamoe_backend.store.connection import Store, take_lock
 from metamoe_backend.workspace import Workspace
@@ -19,11 +17,12 @@ def rebuild(workspace: Workspace, holder: str = "rebuild") -> dict[str, int]:
     # Taking the lock first: no other process may have the file open while it is set aside.
     with take_lock(workspace, holder):
         for path, kept in moved:
-            os.replace(path, kept)
+            path.replace(kept)
     try:
         with Store.open(workspace, holder) as store:
             return {table: store.value(f'SELECT count(*) FROM "{table}"') for table in TABLES}
     except BaseException:
+        wal.unlink(missing_ok=True)
         for path, kept in moved:
-            os.replace(kept, path)
+            kept.replace(path)
         raise

@@ -1,0 +1,72 @@
+"""Fixtures every test may use: an empty workspace, its store, and a workspace full of drawn numbers."""
+
+import shutil
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from metamoe_backend.jobs.context import RunContext
+from metamoe_backend.jobs.run_folder import create_run
+from metamoe_backend.store.connection import Store
+from metamoe_backend.store.ingestion import ingest_run
+from metamoe_backend.workspace import Workspace
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "workspace").create()
+
+
+@pytest.fixture
+def store(workspace: Workspace) -> Iterator[Store]:
+    with Store.open(workspace, "a test") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def recorded_synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.synthetic import build_workspace
+
+    return build_workspace(tmp_path_factory.mktemp("synthetic") / "synthetic").root
+
+
+@pytest.fixture
+def synthetic(recorded_synthetic: Path, tmp_path: Path) -> Workspace:
+    """A copy of its own of the synthetic workspace."""
+    return Workspace(Path(shutil.copytree(recorded_synthetic, tmp_path / "synthetic")))
+
+
+def insert_rows(store: Store, stage: str, **tables: pd.DataFrame) -> str:
+    """Bring rows in the way stages do: a run with a manifest. Returns the run id."""
+    run = create_run(store.workspace, stage, stage, {}, "ana", {})
+    context = RunContext(run)
+    context.start()
+    for table, frame in tables.items():
+        context.emit(table, frame)
+    context.finish("finished")
+    ingest_run(store, run)
+    return run.run_id
+
+
+def insert_questions(store: Store, n: int, task: str = "toy", split: str = "train") -> list[str]:
+    """`n` questions of a task; returns their ids."""
+    made_at = datetime(2026, 11, 1)
+    tasks = pd.DataFrame(
+        [{"task": task, "regime": "exact", "template": "{prompt}\nAnswer:", "source": "a test", "created_at": made_at}]
+    )
+    ids = [f"{task}-{split}-{number:04d}" for number in range(n)]
+    questions = pd.DataFrame(
+        {
+            "question_id": ids,
+            "task": task,
+            "split": split,
+            "prompt": [f"What is {number} plus {number}?" for number in range(n)],
+            "answer": [str(2 * number) for number in range(n)],
+            "position": range(n),
+        }
+    )
+    insert_rows(store, "ingest", task=tasks, question=questions)
+    return ids
