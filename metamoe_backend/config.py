@@ -64,6 +64,7 @@ class EmbedConfig(StageConfig):
 
     encoder: str = Field(DEFAULT_ENCODER, description="minilm (English), e5 (Chinese and English) or a hub id")
     of: Of = Field("question", description="What is embedded")
+    method: MetaQuestionMethod = Field("template", description="Which meta-questions, where these are embedded")
     tasks: list[str] = Field(default_factory=list, description="Only these tasks; empty means all")
 
 
