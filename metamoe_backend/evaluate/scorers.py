@@ -7,6 +7,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metamoe_backend.errors import ConfigError, UnavailableError
 
@@ -58,7 +59,7 @@ def _equal_numbers(first: str, second: str) -> bool:
         return first == second
 
 
-def score_choices(logliks: Sequence[float], gold: int) -> tuple[int, float]:
+def score_choices(logliks: Sequence[float] | NDArray[np.float64], gold: int) -> tuple[int, float]:
     """Chosen option (largest summed log-likelihood, the first of equals) and its score: lm-eval's acc."""
     choice = int(np.argmax(logliks))
     return choice, float(choice == gold)

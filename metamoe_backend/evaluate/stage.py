@@ -1,0 +1,296 @@
+"""Stage "evaluate": systems answer questions, and every answer, gate and route becomes a row."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from metamoe_backend.config import DEFAULT_BASE, EvaluateConfig
+from metamoe_backend.errors import ConfigError, NotFoundError, UnavailableError
+from metamoe_backend.evaluate.activations import ActivationCollector
+from metamoe_backend.evaluate.answering import Answerer, answer_choices, answer_freely, find_stop_text
+from metamoe_backend.evaluate.prompts import draw_shots, hash_prompt, make_shots, make_shown_text
+from metamoe_backend.evaluate.saved_parts import restore_parts, save_part
+from metamoe_backend.evaluate.scorers import CODE_REFUSED
+from metamoe_backend.stage import Context, Inputs
+
+if TYPE_CHECKING:
+    from metamoe_backend.models.base import LoadedBase
+    from metamoe_backend.models.systems import OpenSystem
+    from metamoe_backend.store.connection import Store
+
+BASE_SYSTEM = "base"
+PART_QUESTIONS = 256
+"""Questions answered between two parts: what a kill can cost."""
+_EVALUATED = ["system", "system_hash", "question_id", "regime", "n_shot", "prompt_hash", "dtype"]
+"""Two answers equal in these need not both be computed."""
+
+
+def prepare(store: "Store", config: EvaluateConfig) -> Inputs:
+    """The systems, the questions with the text each shows the model, and what was evaluated before.
+
+    `systems` is rows.System in the order asked for, `base` among them if asked for (sha256 empty while it was never
+    evaluated); `questions` has question_id, task, regime, source, choices, answer, gold, metadata, prompt,
+    meta_question, shown_text, prompt_hash; `evaluated` names answers that exist. Raises `NotFoundError` for unknown
+    systems and tasks and for tasks without questions of the split, `UnavailableError` for tasks scored by running
+    code, `ConfigError` where `base` could be two models or a task has too few examples.
+    """
+    from metamoe_backend.store.questions import fetch_evaluation_questions
+    from metamoe_backend.store.results import fetch_evaluated
+
+    systems = _fetch_systems(store, list(dict.fromkeys(config.systems)))
+    tasks = list(dict.fromkeys(config.tasks))
+    questions = fetch_evaluation_questions(store, tasks, config.split, config.limit, config.seed)
+    for task in tasks:
+        regimes = questions.loc[questions["task"] == task, "regime"]
+        if regimes.empty:
+            raise NotFoundError(
+                f"Task {task!r} has no questions of the split {config.split!r}; ingest some with --split."
+            )
+        if regimes.iloc[0] == "code":
+            raise UnavailableError(CODE_REFUSED.format(task=task))
+    shots = _fetch_shots(store, tasks, config)
+    evaluated = fetch_evaluated(store)
+    return {
+        "systems": systems,
+        "questions": _add_shown_text(questions, shots, config.n_shot),
+        "evaluated": evaluated.loc[evaluated["question_id"].isin(questions["question_id"]), _EVALUATED],
+    }
+
+
+def _fetch_systems(store: "Store", names: Sequence[str]) -> pd.DataFrame:
+    from metamoe_backend.store.experts import fetch_systems
+
+    systems = fetch_systems(store, names)
+    if BASE_SYSTEM in names:
+        if BASE_SYSTEM not in set(systems["system"]):
+            row = _make_base_row(_find_base(systems, fetch_systems(store)))
+            systems = pd.concat([systems, row], ignore_index=True) if len(systems) else row
+        own = systems.loc[systems["system"] == BASE_SYSTEM, "base"].iloc[0]
+        for other in systems.itertuples():
+            if other.base != own:
+                raise ConfigError(
+                    f"Here 'base' is {own!r}, but system {other.system!r} stands on {other.base!r}; evaluate systems "
+                    "on another base model without 'base', or in a workspace of their own."
+                )
+    return systems.set_index("system", drop=False).loc[list(names)].reset_index(drop=True)
+
+
+def _find_base(chosen: pd.DataFrame, every: pd.DataFrame) -> str:
+    """The base model that 'base' means: that of the chosen systems, else that of all systems, else the default."""
+    for frame in (chosen, every):
+        bases = frame["base"].unique()
+        if len(bases) > 1:
+            raise ConfigError(
+                f"'base' could be {' or '.join(sorted(bases))}; name systems of one base model together with 'base'."
+            )
+        if len(bases) == 1:
+            return str(bases[0])
+    return DEFAULT_BASE
+
+
+def _make_base_row(base: str) -> pd.DataFrame:
+    row = {"system": BASE_SYSTEM, "kind": "base", "base": base, "path": "", "experts": [], "settings": "{}"}
+    return pd.DataFrame([row | {"sha256": "", "run_id": "", "created_at": pd.NaT}])
+
+
+def _fetch_shots(store: "Store", tasks: Sequence[str], config: EvaluateConfig) -> dict[str, pd.DataFrame]:
+    """Example questions per task; raises `ConfigError` where a task's train split has too few."""
+    from metamoe_backend.store.questions import fetch_evaluation_questions
+
+    if config.n_shot == 0:
+        return {}
+    train = fetch_evaluation_questions(store, tasks, "train", None, config.seed)
+    shots = {task: draw_shots(train[train["task"] == task], config.n_shot, config.seed) for task in tasks}
+    for task, drawn in shots.items():
+        needed = config.n_shot + (config.split == "train")
+        if len(drawn) < needed:
+            raise ConfigError(
+                f"n_shot is {config.n_shot}, but task {task!r} has only {len(drawn)} train questions to show; lower "
+                "n_shot or ingest more with --split train."
+            )
+    return shots
+
+
+def _add_shown_text(questions: pd.DataFrame, shots: dict[str, pd.DataFrame], n_shot: int) -> pd.DataFrame:
+    def show(row: Any) -> str:
+        return make_shown_text(row.template, row.prompt, make_shots(shots[row.task], n_shot, row.question_id))
+
+    if n_shot == 0:
+        texts = [make_shown_text(*pair) for pair in zip(questions["template"], questions["prompt"], strict=True)]
+    else:
+        texts = [show(row) for row in questions.itertuples()]
+    hashes = [hash_prompt(text) for text in texts]
+    return questions.drop(columns=["template"]).assign(shown_text=texts, prompt_hash=hashes)
+
+
+@dataclass
+class _Tally:
+    """How far the run is. Skipped questions count as done, but not for the speed."""
+
+    context: Context
+    total: int
+    done: int = 0
+    answered: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def skip(self, questions: int) -> None:
+        self.done += questions
+        self.context.progress(self.done, self.total)
+
+    def add(self, questions: int) -> None:
+        self.done += questions
+        self.answered += questions
+        speed = self.answered / max(time.monotonic() - self.started, 1e-9)
+        self.context.progress(self.done, self.total, questions_per_s=round(speed, 3))
+
+
+def compute(inputs: Inputs, config: EvaluateConfig, context: Context) -> None:
+    """Let each system answer each question that it has not answered yet; emits parts as they are ready.
+
+    Emits prediction, route, activation, token_activation, and system where `base` was never recorded. What an earlier
+    attempt of the same run answered is not answered again. Raises `UnavailableError` for a missing device or encoder,
+    `StorageError` for changed weights, `StopRequested` when a person asked.
+    """
+    from metamoe_backend.models.base import load_base
+
+    systems, questions = inputs["systems"], inputs["questions"]
+    done = restore_parts(context)
+    tally = _Tally(context, total=len(systems) * len(questions))
+    context.progress(0, tally.total)
+    for base, rows in systems.groupby("base", sort=False):
+        loaded = load_base(str(base), config.device, config.dtype)
+        for values in rows.to_dict("records"):
+            row: dict[str, Any] = {str(name): value for name, value in values.items()}
+            if row["kind"] == "base":
+                row = _record_base(row, loaded, context)
+            pending = _find_pending(questions, row, inputs["evaluated"], done, loaded.dtype, config.n_shot)
+            tally.skip(len(questions) - len(pending))
+            if len(pending):
+                _evaluate_system(loaded, row, questions, pending, config, tally)
+
+
+def _record_base(row: dict[str, Any], loaded: "LoadedBase", context: Context) -> dict[str, Any]:
+    """The base model as a system: its hash is known once it is loaded."""
+    if not row["sha256"]:
+        recorded = row | {"sha256": loaded.sha256, "created_at": context.created_at}
+        context.emit("system", pd.DataFrame([recorded]).drop(columns="run_id"))
+    return row | {"sha256": loaded.sha256}
+
+
+def _find_pending(
+    questions: pd.DataFrame,
+    system: dict[str, Any],
+    evaluated: pd.DataFrame,
+    done: pd.DataFrame,
+    dtype: str,
+    n_shot: int,
+) -> pd.DataFrame:
+    """The questions this system has not answered, by an earlier run or by an earlier attempt of this one."""
+    asked = questions[["question_id", "regime", "prompt_hash"]].assign(
+        system=system["system"], system_hash=system["sha256"], n_shot=n_shot, dtype=dtype
+    )
+    answered = set(evaluated[_EVALUATED].itertuples(index=False, name=None))
+    finished = set(done.loc[done["system"] == system["system"], "question_id"])
+    keys = asked[_EVALUATED].itertuples(index=False, name=None)
+    new = [key not in answered and name not in finished for key, name in zip(keys, asked["question_id"], strict=True)]
+    return questions[new]
+
+
+def _evaluate_system(
+    loaded: "LoadedBase",
+    row: dict[str, Any],
+    questions: pd.DataFrame,
+    pending: pd.DataFrame,
+    config: EvaluateConfig,
+    tally: _Tally,
+) -> None:
+    from metamoe_backend.models.systems import open_system
+
+    context = tally.context
+    with open_system(loaded, row, context.workspace_root) as system:
+        answerer = Answerer(system, loaded.tokenizer, config.batch_tokens, config.max_new_tokens)
+        routes = compute_routes(system, pending, row["system"])
+        record = config.activations and row["kind"] == "moe"
+        for task, positions in pending.reset_index(drop=True).groupby("task", sort=False).indices.items():
+            everything = questions[questions["task"] == task]
+            sampled = draw_token_sample(everything["question_id"], config.token_sample, config.seed) if record else None
+            stop_text = find_stop_text(everything["answer"])
+            right = 0.0
+            for start in range(0, len(positions), PART_QUESTIONS):
+                places = positions[start : start + PART_QUESTIONS]
+                part, part_routes = pending.iloc[places], None if routes is None else routes[places]
+                if part["regime"].iloc[0] == "choices":
+                    answers, gates = answer_choices(answerer, part, part_routes, sampled, tally.add)
+                else:
+                    answers, gates = answer_freely(answerer, part, part_routes, sampled, tally.add, stop_text)
+                right += answers["correct"].sum()
+                frames = _make_rows(answers, gates, part, row, loaded, config.n_shot)
+                if record and part_routes is not None:
+                    frames["route"] = make_route_rows(part["question_id"], system.route_names, part_routes)
+                save_part(context, {table: frame.assign(system=row["system"]) for table, frame in frames.items()})
+            context.log(f"{row['system']} on {task}: {right:.0f} of {len(positions)} correct")
+
+
+def compute_routes(system: "OpenSystem", questions: pd.DataFrame, name: str) -> NDArray[np.float64] | None:
+    """Task-level probabilities [questions, routes]; None for a system without a task level.
+
+    Raises `NotFoundError` when the router reads meta-questions and some question has none.
+    """
+    if system.routes_text is None:
+        return None
+    texts = questions["prompt" if system.routes_text == "question" else "meta_question"]
+    missing = questions.loc[texts.isna(), "task"]
+    if len(missing):
+        raise NotFoundError(
+            f"The router of {name!r} reads meta-questions, and {len(missing)} questions (the first of task "
+            f"{missing.iloc[0]!r}) have none; build them with `meta-questions`."
+        )
+    return system.compute_routes(texts.tolist())
+
+
+def draw_token_sample(question_ids: pd.Series, count: int, seed: int) -> set[str]:
+    """`count` of a task's questions, the same for every system and however the run is cut into parts."""
+    ordered = np.sort(question_ids.to_numpy(dtype=str))
+    return set(np.random.default_rng(seed).permutation(ordered)[:count].tolist())
+
+
+def make_route_rows(question_ids: pd.Series, names: Sequence[str], routes: NDArray[np.float64]) -> pd.DataFrame:
+    """rows.Route without run and system: one row a question and route."""
+    return pd.DataFrame(
+        {
+            "question_id": np.repeat(question_ids.to_numpy(dtype=object), len(names)),
+            "expert": np.tile(np.asarray(names, dtype=object), len(question_ids)),
+            "probability": routes.astype(float).reshape(-1),
+        }
+    )
+
+
+def _make_rows(
+    answers: pd.DataFrame,
+    gates: ActivationCollector | None,
+    questions: pd.DataFrame,
+    row: dict[str, Any],
+    loaded: "LoadedBase",
+    n_shot: int,
+) -> dict[str, pd.DataFrame]:
+    """Rows of every table but route, without run and system."""
+    frames = {
+        "prediction": answers.assign(
+            regime=questions["regime"].to_numpy(),
+            n_shot=n_shot,
+            prompt_hash=questions["prompt_hash"].to_numpy(),
+            system_hash=row["sha256"],
+            base_hash=loaded.sha256,
+            dtype=loaded.dtype,
+        )
+    }
+    if gates is not None and gates.activations:
+        frames["activation"] = pd.concat(gates.activations, ignore_index=True)
+    if gates is not None and gates.token_activations:
+        frames["token_activation"] = pd.concat(gates.token_activations, ignore_index=True)
+    return frames
