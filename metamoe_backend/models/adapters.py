@@ -46,6 +46,7 @@ REFUSED = {
     "arrow_config": "it is itself a mixture (arrow_config)",
 }
 """Settings under which the delta would not be scale * B A on fixed linear modules."""
+BROKEN = "{path} is not a whole safetensors file; save or copy the adapter again."
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations that also change the base model's weights."""
 
@@ -228,7 +229,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _read_shapes(path: Path) -> dict[str, list[int]]:
     """Tensor names and shapes from the file's header alone; raises `InputError` if it is not what it should be."""
-    broken = InputError(f"{path} is not a whole safetensors file; save or copy the adapter again.")
+    broken = InputError(BROKEN.format(path=path))
     with path.open("rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else MAX_HEADER_BYTES + 1
@@ -283,11 +284,15 @@ def _natural_order(module: str) -> list[tuple[int, str]]:
 
 def _load(folder: Path, config: dict[str, Any], modules: list[str]) -> AdapterWeights:
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     path = folder / WEIGHTS_FILE
     content = path.read_bytes()  # read once, so that what is hashed is what is loaded
-    tensors = load(content)
+    try:
+        tensors = load(content)
+    except SafetensorError:  # the header is well-formed, but its offsets contradict its shapes
+        raise InputError(BROKEN.format(path=path)) from None
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise InputError(f"{path}: {key} holds infinite or undefined numbers; train the adapter again.")

@@ -231,20 +231,21 @@ def _strip_code(value: Any) -> Any:
 
 def _load_folder(folder: Path, config: Any, dtype: str) -> tuple[Any, Any]:
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
         with _quiet_progress():
-            model = AutoModelForCausalLM.from_pretrained(
+            model, found = AutoModelForCausalLM.from_pretrained(
                 folder, config=config, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False,
-                attn_implementation="sdpa", local_files_only=True,
+                attn_implementation="sdpa", local_files_only=True, output_loading_info=True,
             )  # fmt: skip
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = (str(error).splitlines() or [""])[0][:200]
-        raise InputError(
-            f"The base model in {folder} cannot be loaded: {reason}; check or replace the folder."
-        ) from error
+        raise InputError(f"The base model in {folder} cannot be loaded ({reason}); check or replace it.") from error
+    if found["missing_keys"]:  # transformers would draw them at random and only warn
+        raise InputError(f"The base model in {folder} lacks the weights {min(found['missing_keys'])}; replace it.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
