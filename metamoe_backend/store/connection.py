@@ -86,6 +86,12 @@ class Store:
             cursor.execute("COMMIT")
             self.version += 1
 
+    @contextmanager
+    def writers_held_back(self) -> Iterator[None]:
+        """While the block runs nothing is committed, so that the file and its log can be copied as they lie."""
+        with self._write_lock:
+            yield
+
     def close(self) -> None:
         """Close the database and let others in."""
         self._connection.close()

@@ -18,7 +18,7 @@ import resource
 import signal
 import sys
 import time
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from datetime import time as time_of_day
 from decimal import Decimal
 from typing import Any
@@ -100,9 +100,11 @@ def _limit_resources(request: dict[str, Any]) -> None:
         resource.setrlimit(limit, (value, value))
 
 
-def _python_folders() -> list[str]:
-    """Where Python may still load modules from (some are imported late, such as time zones)."""
-    return [path for path in {*sys.path, sys.prefix, sys.base_prefix} if path and os.path.isdir(path)]  # noqa: PTH112
+def _still_readable() -> list[str]:
+    """What is read after the locking up: late imports such as time zones, and how many cores and bytes there are."""
+    modules = {*sys.path, sys.prefix, sys.base_prefix}
+    machine = {"/proc/self/cgroup", "/proc/meminfo", "/proc/stat", "/sys/fs/cgroup", "/sys/devices/system/cpu"}
+    return [path for path in modules | machine if path and os.path.exists(path)]  # noqa: PTH110
 
 
 def _check_statement(sql: str) -> None:
@@ -125,7 +127,7 @@ def _check_statement(sql: str) -> None:
         raise StatementRefused(f"Only a SELECT may run here, and this is {kind.name}{hint}.")
 
 
-def _json_value(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """One cell as JSON can hold it: NaN and infinity as words, exact decimals as numbers where nothing is lost."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
@@ -138,12 +140,12 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, (datetime, date, time_of_day)):
         return value.isoformat(sep=" ") if isinstance(value, datetime) else value.isoformat()
     if isinstance(value, dict):
-        return {str(key): _json_value(item) for key, item in value.items()}
+        return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_json_value(item) for item in value]
+        return [as_json(item) for item in value]
     if isinstance(value, (bytes, bytearray)):
         return value.hex()
-    return str(value) if isinstance(value, timedelta) else str(value)
+    return str(value)
 
 
 def _write_rows(result: Any, limit: int, max_bytes: int) -> tuple[int, bool]:
@@ -153,7 +155,7 @@ def _write_rows(result: Any, limit: int, max_bytes: int) -> tuple[int, bool]:
         for row in batch:
             if rows == limit:
                 return rows, True
-            line = json.dumps([_json_value(cell) for cell in row], ensure_ascii=False).encode() + b"\n"
+            line = json.dumps([as_json(cell) for cell in row], ensure_ascii=False).encode() + b"\n"
             if written + len(line) > max_bytes:
                 if rows == 0:
                     raise StatementRefused("One row is larger than a result may be; select fewer columns.")
@@ -191,7 +193,7 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
         import pyarrow  # noqa: F401 - its shared libraries must be loaded before reading is taken away
 
     if request["sandbox"] == "landlock":
-        restrict_files([*_python_folders(), request["database"]])
+        restrict_files([*_still_readable(), request["database"]])
     try:
         _check_statement(request["sql"])
         connection = duckdb.connect(
