@@ -1,0 +1,121 @@
+"""Accuracy against base, own and other tasks, and the formulas of sequential training."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from metamoe_backend.errors import ConfigError, NotFoundError
+from metamoe_backend.evaluate import forgetting
+from tests.test_outcomes import make_predictions
+
+SYSTEMS = ["base", "arith", "mixed", "moe"]
+# Tasks sum (5 questions) and facts (5): arith gains 4 on sum, loses 2 on facts.
+CORRECT = np.array(
+    [
+        *([0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 0, 1], [0, 1, 0, 0], [1, 1, 1, 1]),
+        *([1, 0, 1, 1], [1, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 1]),
+    ]
+)
+PREDICTIONS = make_predictions(CORRECT, SYSTEMS, ["sum"] * 5 + ["facts"] * 5)
+
+
+def test_every_cell_has_its_n_and_interval():
+    cells = forgetting.compute_accuracies(PREDICTIONS).set_index(["system", "task"])
+    assert len(cells) == 8
+    cell = cells.loc[("arith", "sum")]
+    assert (cell["correct"], cell["n"], cell["accuracy"]) == (5, 5, 1.0)
+    assert ((cells["low"] <= cells["accuracy"]) & (cells["accuracy"] <= cells["high"])).all()
+
+
+def test_differences_to_base_count_what_was_gained_and_lost():
+    cells = forgetting.compute_differences_to_base(PREDICTIONS).set_index(["system", "task"])
+    assert set(cells.index.get_level_values("system")) == {"arith", "mixed", "moe"}
+    gain, loss = cells.loc[("arith", "sum")], cells.loc[("arith", "facts")]
+    assert (gain["difference"], gain["gained"], gain["lost"]) == (pytest.approx(0.8), 4, 0)
+    assert (loss["difference"], loss["gained"], loss["lost"]) == (pytest.approx(-0.4), 0, 2)
+    assert (cells["n"] == 5).all()
+
+
+def test_side_by_side_compares_experts_with_base_and_mixtures_with_mixed():
+    cells = forgetting.compute_side_by_side(PREDICTIONS, ["arith"], ["moe"], "mixed")
+    pairs = cells[["system", "reference"]].drop_duplicates().itertuples(index=False, name=None)
+    assert list(pairs) == [("arith", "base"), ("moe", "mixed")]
+    moe = cells[(cells["system"] == "moe") & (cells["task"] == "facts")].iloc[0]
+    assert moe["difference"] == pytest.approx(0.2)
+    assert len(forgetting.compute_side_by_side(PREDICTIONS, ["arith"], ["moe"])) == 2
+
+
+def test_own_tasks_are_kept_apart_from_the_others():
+    parts = forgetting.compute_own_and_other(PREDICTIONS, {"arith": ["sum"]}).set_index("part")
+    assert parts.loc["own", "difference"] == pytest.approx(0.8)
+    assert parts.loc["other", "difference"] == pytest.approx(-0.4)
+    assert forgetting.compute_own_and_other(PREDICTIONS, {}).empty
+
+
+def test_any_joined_column_can_group():
+    skilled = PREDICTIONS.assign(skill=PREDICTIONS["task"].map({"sum": "arithmetic", "facts": "knowledge"}))
+    cells = forgetting.compute_differences_to_base(skilled, group="skill")
+    assert set(cells["skill"]) == {"arithmetic", "knowledge"}
+    with pytest.raises(ConfigError, match="no column 'colour'"):
+        forgetting.compute_differences_to_base(PREDICTIONS, group="colour")
+
+
+def test_groups_without_a_name_are_left_out():
+    partly = PREDICTIONS.assign(skill=PREDICTIONS["task"].map({"sum": "arithmetic"}))
+    assert set(forgetting.compute_differences_to_base(partly, group="skill")["skill"]) == {"arithmetic"}
+
+
+def test_mixed_regimes_are_refused():
+    other = PREDICTIONS.assign(regime=np.where(PREDICTIONS["system"] == "base", "choices", "exact"))
+    for compute in (forgetting.compute_accuracies, forgetting.compute_differences_to_base):
+        with pytest.raises(ConfigError, match="choices 0-shot and exact 0-shot"):
+            compute(other)
+
+
+AFTER = np.array([[0.9, 0.3, 0.2], [0.95, 0.8, 0.4], [0.5, 0.6, 0.7]])
+
+
+def test_the_formulas_on_a_worked_example():
+    base, mixed = [0.1, 0.2, 0.3], [1.0, 0.9, 0.6]
+    table = forgetting.summarise_sequence(AFTER, base, mixed).set_index("measure")["value"]
+    assert table["ACC"] == pytest.approx((0.5 + 0.6 + 0.7) / 3)
+    assert table["BWT"] == pytest.approx(((0.5 - 0.9) + (0.6 - 0.8)) / 2)
+    assert table["FWT"] == pytest.approx(((0.3 - 0.2) + (0.4 - 0.3)) / 2)
+    assert table["F"] == pytest.approx(((0.95 - 0.5) + (0.8 - 0.6)) / 2)
+    assert table["I"] == pytest.approx(((1.0 - 0.9) + (0.9 - 0.8) + (0.6 - 0.7)) / 3)
+
+
+@given(st.integers(2, 6).flatmap(lambda n: arrays(float, (n, n), elements=st.floats(0, 1))))
+def test_forgetting_is_at_least_what_backward_transfer_lost(after):
+    assert forgetting.compute_forgetting(after) >= -forgetting.compute_backward_transfer(after) - 1e-12
+
+
+def test_one_step_has_no_transfer_and_a_matrix_must_be_square():
+    assert np.isnan(forgetting.compute_backward_transfer([[0.5]]))
+    assert np.isnan(forgetting.compute_forgetting([[0.5]]))
+    assert np.isnan(forgetting.compute_forward_transfer([[0.5]], [0.1]))
+    with pytest.raises(ConfigError, match="as many steps as tasks"):
+        forgetting.compute_average_accuracy(AFTER[:2])
+
+
+def test_only_measures_with_their_inputs_are_listed_each_with_its_formula():
+    table = forgetting.summarise_sequence(AFTER)
+    assert table["measure"].tolist() == ["ACC", "BWT", "F"]
+    assert table["formula"].tolist() == [forgetting.FORMULAS[measure] for measure in table["measure"]]
+
+
+def test_a_matrix_needs_every_cell():
+    cells = forgetting.compute_accuracies(PREDICTIONS)
+    matrix = forgetting.pivot_accuracies(cells, ["base", "arith"], ["facts", "sum"])
+    assert matrix == pytest.approx(np.array([[0.8, 0.2], [0.4, 1.0]]))
+    with pytest.raises(NotFoundError, match="'poems'"):
+        forgetting.pivot_accuracies(cells, ["base"], ["poems"])
+
+
+def test_a_frame_without_rows_keeps_its_columns():
+    assert forgetting.compare_systems(PREDICTIONS, []).columns[:3].tolist() == ["system", "reference", "task"]
+    assert forgetting.compute_accuracies(PREDICTIONS.head(0)).empty
+    assert isinstance(forgetting.compute_differences_to_base(PREDICTIONS.head(0)), pd.DataFrame)

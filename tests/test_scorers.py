@@ -1,0 +1,87 @@
+"""Each scorer says right or wrong as its convention does."""
+
+import sys
+from types import ModuleType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metamoe_backend.errors import ConfigError, UnavailableError
+from metamoe_backend.evaluate.scorers import (
+    extract_number,
+    score_choices,
+    score_choices_by_length,
+    score_exact,
+    score_number,
+    score_output,
+)
+
+
+@pytest.mark.parametrize(
+    ("output", "answer", "score"),
+    [
+        ("Paris", "paris", 1.0),
+        ("  the   cat. ", "The cat", 1.0),
+        ('"yes"', "yes", 1.0),
+        ("ｆｕｌｌ", "full", 1.0),
+        ("Paris, France", "Paris", 0.0),
+        ("", "0", 0.0),
+    ],
+)
+def test_exact_ignores_case_spaces_quotes_and_the_full_stop(output, answer, score):
+    assert score_exact(output, answer) == score
+
+
+@given(st.text())
+def test_every_text_equals_itself(text):
+    assert score_exact(text, text) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("output", "answer", "flexible", "strict"),
+    [
+        ("She makes 9 * 2 = $18 every day.\n#### 18", "18", 1.0, 1.0),
+        ("The answer is 1,234.", "1234", 1.0, 0.0),
+        ("#### -3\nQuestion: 7", "-3", 0.0, 1.0),
+        ("18.00", "18", 1.0, 0.0),
+        ("it is 5", "6", 0.0, 0.0),
+        ("no number at all ...", "6", 0.0, 0.0),
+        ("x1.2.3", "1.2.3", 1.0, 0.0),
+    ],
+)
+def test_number_follows_the_two_gsm8k_extractions(output, answer, flexible, strict):
+    assert score_number(output, answer) == flexible
+    assert score_number(output, answer, "strict") == strict
+
+
+@given(st.integers(-(10**9), 10**9))
+def test_the_last_number_is_found_with_thousands_separators(number):
+    assert extract_number(f"12 apples, so it is {number:,}.") == str(number)
+
+
+def test_choices_take_the_likeliest_and_the_first_of_equals():
+    assert score_choices([-3.0, -1.0, -2.0], 1) == (1, 1.0)
+    assert score_choices([-1.0, -1.0], 1) == (0, 0.0)
+
+
+def test_length_normalised_choices_may_differ():
+    logliks, options = [-4.0, -6.0], ["ab", "abcdef"]
+    assert score_choices(logliks, 1)[0] == 0
+    assert score_choices_by_length(logliks, options, 1) == (1, 1.0)
+
+
+def test_generators_score_their_own_answers(monkeypatch):
+    seen = []
+    generators = ModuleType("metamoe_backend.ingest.generators")
+    generators.score_answer = lambda name, output, metadata: seen.append((name, output, metadata)) or 0.25
+    monkeypatch.setitem(sys.modules, "metamoe_backend.ingest.generators", generators)
+    assert score_output("reasoning_gym", "42", "43", "reasoning_gym:chain_sum", '{"a": 1}') == 0.25
+    assert seen == [("chain_sum", "42", '{"a": 1}')]
+
+
+def test_code_is_refused_and_an_unknown_regime_too():
+    with pytest.raises(UnavailableError, match="sandbox"):
+        score_output("code", "print()", "", "mbpp.jsonl", None)
+    with pytest.raises(ConfigError, match="unknown"):
+        score_output("vibes", "good", "good", "", None)
