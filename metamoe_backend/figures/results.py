@@ -1,0 +1,201 @@
+"""Outcomes, forgetting, training curves, adapter similarity."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from metamoe_backend.figures.style import DIVERGING, KIND_COLOURS, OUTCOME_COLOURS, SEQUENTIAL, finish, plain
+
+
+def make_outcomes_figure(counts: pd.DataFrame, height: int = 380) -> go.Figure:
+    """Stacked bar per task. counts: task, outcome, questions, n, share (`count_outcomes`). customdata: task, outcome."""
+    tasks = list(dict.fromkeys(counts["task"]))
+    figure = go.Figure()
+    for outcome, colour in OUTCOME_COLOURS.items():
+        part = counts[counts["outcome"] == outcome].set_index("task").reindex(tasks)
+        figure.add_trace(
+            go.Bar(
+                y=[plain(task, 32) for task in tasks],
+                x=part["share"],
+                orientation="h",
+                name=outcome,
+                marker_color=colour,
+                customdata=[
+                    [task, outcome, int(n)] for task, n in zip(tasks, part["questions"].fillna(0), strict=True)
+                ],
+                text=[int(q) if q else "" for q in part["questions"].fillna(0)],
+                hovertemplate="%{y}: %{customdata[2]} questions " + outcome + " (%{x:.0%})<extra></extra>",
+            )
+        )
+    figure.update_layout(barmode="stack")
+    finish(figure, height)
+    figure.update_xaxes(title="share of questions (numbers: questions)", tickformat=".0%", range=[0, 1])
+    figure.update_yaxes(autorange="reversed")
+    return figure
+
+
+def make_error_figure(errors: pd.DataFrame, kinds: dict[str, str], height: int = 380) -> go.Figure:
+    """Error rate of each system on one part, with Wilson intervals; the oracle as a line.
+
+    errors: system, role, error_rate, low, high, n (one task of `compute_error_rates`). kinds: system to its kind.
+    """
+    shown = errors[errors["system"] != "oracle"].sort_values("error_rate")
+    figure = go.Figure(
+        go.Scatter(
+            x=shown["error_rate"],
+            y=[plain(system, 28) for system in shown["system"]],
+            mode="markers",
+            marker={
+                "size": 11,
+                "color": [KIND_COLOURS.get(kinds.get(name, ""), "#56b4e9") for name in shown["system"]],
+            },
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": (shown["high"] - shown["error_rate"]).to_numpy(),
+                "arrayminus": (shown["error_rate"] - shown["low"]).to_numpy(),
+            },
+            customdata=shown[["n"]].to_numpy(),
+            hovertemplate="%{y}: %{x:.0%} wrong, n=%{customdata[0]}<extra></extra>",
+        )
+    )
+    oracle = errors[errors["system"] == "oracle"]
+    if len(oracle):
+        figure.add_vline(x=float(oracle["error_rate"].iloc[0]), line={"dash": "dot"}, annotation_text="oracle")
+    finish(figure, height, legend=False)
+    figure.update_xaxes(title="error rate, 95 % interval", tickformat=".0%", range=[-0.02, 1.02])
+    return figure
+
+
+def make_difference_figure(
+    differences: pd.DataFrame,
+    systems: Sequence[str],
+    tasks: Sequence[str],
+    limit: float | None = None,
+    height: int = 420,
+) -> go.Figure:
+    """Systems x tasks: accuracy minus the reference's, in points; diverging, centred at 0. A dot marks "shown".
+
+    differences: system, task, difference, low, high, n, shown (`compute_differences_to_base`). limit: the colour
+    scale's end, the same in figures that are compared. customdata: system, task.
+    """
+    table = differences.set_index(["system", "task"])
+    found = table["difference"].unstack("task").reindex(index=systems, columns=tasks)
+    limit = limit or max(0.1, float(np.nanmax(np.abs(found.to_numpy()))) if found.notna().any().any() else 0.1)
+    text, custom = [], []
+    for system in systems:
+        texts, cells = [], []
+        for task in tasks:
+            if (system, task) in table.index:
+                row = table.loc[(system, task)]
+                texts.append(f"{100 * row['difference']:+.0f}" + (" •" if row["shown"] else ""))
+                cells.append([system, task, f"{100 * row['low']:+.0f} to {100 * row['high']:+.0f}", int(row["n"])])
+            else:
+                texts.append("")
+                cells.append([system, task, "not evaluated", 0])
+        text.append(texts)
+        custom.append(cells)
+    figure = go.Figure(
+        go.Heatmap(
+            z=100 * found.to_numpy(float),
+            x=[plain(task, 26) for task in tasks],
+            y=[plain(system, 26) for system in systems],
+            colorscale=DIVERGING,
+            zmid=0,
+            zmin=-100 * limit,
+            zmax=100 * limit,
+            text=text,
+            texttemplate="%{text}",
+            customdata=custom,
+            colorbar={"title": "points", "thickness": 10},
+            hovertemplate="%{y} on %{x}: %{z:+.1f} points (%{customdata[2]}), n=%{customdata[3]}<extra></extra>",
+            xgap=2,
+            ygap=2,
+        )
+    )
+    finish(figure, height, legend=False)
+    figure.update_xaxes(tickangle=-35)
+    figure.update_yaxes(autorange="reversed")
+    return figure
+
+
+def make_accuracy_figure(
+    accuracies: pd.DataFrame, systems: Sequence[str], tasks: Sequence[str], height: int = 420
+) -> go.Figure:
+    """Systems x tasks: accuracy in percent. accuracies: `compute_accuracies` columns. customdata: system, task."""
+    table = accuracies.set_index(["system", "task"])
+    found = table["accuracy"].unstack("task").reindex(index=systems, columns=tasks)
+    low = table["low"].unstack("task").reindex(index=systems, columns=tasks).to_numpy(float)
+    high = table["high"].unstack("task").reindex(index=systems, columns=tasks).to_numpy(float)
+    n = table["n"].unstack("task").reindex(index=systems, columns=tasks).fillna(0).to_numpy(int)
+    custom = [
+        [
+            [system, task, f"{100 * low[i, j]:.0f} to {100 * high[i, j]:.0f}", int(n[i, j])]
+            for j, task in enumerate(tasks)
+        ]
+        for i, system in enumerate(systems)
+    ]
+    values = 100 * found.to_numpy(float)
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            x=[plain(task, 26) for task in tasks],
+            y=[plain(system, 26) for system in systems],
+            colorscale=SEQUENTIAL,
+            zmin=0,
+            zmax=100,
+            text=[["" if np.isnan(value) else f"{value:.0f}" for value in line] for line in values],
+            texttemplate="%{text}",
+            customdata=custom,
+            colorbar={"title": "%", "thickness": 10},
+            hovertemplate="%{y} on %{x}: %{z:.1f} % (%{customdata[2]}), n=%{customdata[3]}<extra></extra>",
+            xgap=2,
+            ygap=2,
+        )
+    )
+    finish(figure, height, legend=False)
+    figure.update_xaxes(tickangle=-35)
+    figure.update_yaxes(autorange="reversed")
+    return figure
+
+
+def make_curves_figure(curves: pd.DataFrame, title: str, height: int = 280, log: bool = False) -> go.Figure:
+    """Lines over steps. curves: step, value, name."""
+    figure = go.Figure()
+    for name, part in curves.groupby("name", sort=False):
+        line = {"dash": "dot"} if "eval" in str(name) else {}
+        figure.add_trace(
+            go.Scatter(
+                x=part["step"], y=part["value"], mode="lines+markers", name=plain(name, 40), line=line, marker_size=4
+            )
+        )
+    finish(figure, height)
+    figure.update_xaxes(title="step", rangemode="tozero")
+    figure.update_yaxes(title=title, type="log" if log else "linear")
+    return figure
+
+
+def make_similarity_figure(similarity: pd.DataFrame, height: int = 380) -> go.Figure:
+    """Square heatmap of cosine similarity between adapters. similarity: index and columns are adapter names."""
+    names = [plain(name, 24) for name in similarity.columns]
+    values = similarity.to_numpy(float)
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            x=names,
+            y=names,
+            colorscale=DIVERGING,
+            zmid=0,
+            zmin=-1,
+            zmax=1,
+            text=[[f"{value:.2f}" for value in line] for line in values],
+            texttemplate="%{text}",
+            colorbar={"title": "cosine", "thickness": 10},
+            hovertemplate="%{y}, %{x}: %{z:.3f}<extra></extra>",
+        )
+    )
+    finish(figure, height, legend=False)
+    figure.update_yaxes(autorange="reversed")
+    return figure

@@ -1,0 +1,53 @@
+"""What all figures share: colours with a meaning, margins, and hover text that cannot carry markup."""
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+SEQUENTIAL = "Cividis"
+DIVERGING = "RdBu"
+"""Red below 0, blue above: told apart by every kind of colour vision. Always centred at 0."""
+GREY = "#9aa0a6"
+"""Noise and unlabelled questions."""
+OUTCOME_COLOURS = {"all-correct": "#0072b2", "mixed": "#e69f00", "all-incorrect": "#9aa0a6"}
+KIND_COLOURS = {"base": "#9aa0a6", "expert": "#0072b2", "mixed": "#cc79a7", "moe": "#d55e00"}
+ALL_TASKS_LABEL = "all tasks"
+
+
+def finish(figure: go.Figure, height: int | None = None, legend: bool = True) -> go.Figure:
+    """Margins that leave the room to the data, and a legend above the plot."""
+    figure.update_layout(
+        margin={"l": 8, "r": 8, "t": 28 if legend else 8, "b": 8},
+        showlegend=legend,
+        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "title": None},
+        height=height,
+        hoverlabel={"align": "left"},
+    )
+    figure.update_xaxes(automargin=True)
+    figure.update_yaxes(automargin=True)
+    return figure
+
+
+def plain(text: Any, limit: int = 160) -> str:
+    """Text from data for hovers and ticks: plotly reads a little HTML there, so it is escaped, and cut at `limit`."""
+    text = " ".join(str(text).split())
+    return html.escape(text if len(text) <= limit else text[: limit - 1] + "…", quote=False)
+
+
+def wrapped(text: Any, width: int = 60, lines: int = 4) -> str:
+    """Escaped text for hovers, broken into lines of about `width` characters."""
+    import textwrap
+
+    found = textwrap.wrap(" ".join(str(text).split()), width) or [""]
+    shown = found[:lines]
+    if len(found) > lines:
+        shown[-1] += " …"
+    return "<br>".join(html.escape(line, quote=False) for line in shown)
+
+
+def text_on(values: Sequence[float], low: float, high: float, dark_low: bool = True) -> list[str]:
+    """Black or white, whichever is readable on a sequential scale from `low` to `high`."""
+    middle = low + 0.55 * (high - low)
+    return ["white" if (value < middle) == dark_low else "black" for value in values]

@@ -1,0 +1,62 @@
+"""Files that survive a crash: a reader sees the old content or the new, never half of it."""
+
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], object], keep: bool = True) -> None:
+    """Write a file through a hidden temporary one beside it, and rename that over `path`.
+
+    With `keep`, file and folder are flushed to disk first; without, a power cut may bring the old content back.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            if keep:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if keep:
+        sync_folder(path.parent)
+
+
+def replace_text(path: Path, text: str, keep: bool = True) -> None:
+    """`replace_file` with UTF-8 text."""
+    replace_file(path, lambda file: file.write(text.encode("utf-8")), keep)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries (names made, renamed, removed) to disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path` between processes and between threads; waits for it."""
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def try_lock(path: Path) -> BinaryIO | None:
+    """Like `locked`, but None if another holds it. Closing the file gives the lock back, and so does dying."""
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
