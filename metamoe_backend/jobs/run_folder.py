@@ -22,7 +22,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -106,7 +106,7 @@ class RunStatus:
     state: RunState
     done: int = 0
     total: int = 0
-    metrics: Mapping[str, float] = {}
+    metrics: Mapping[str, float] = field(default_factory=dict)
     """Newest value of each metric."""
     started_at: datetime | None = None
     ended_at: datetime | None = None

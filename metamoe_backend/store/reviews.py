@@ -34,12 +34,10 @@ def fetch_review_feed(store: Store) -> pd.DataFrame:
             UNION ALL SELECT 'expert', adapter, 'expert ' || adapter, source, created_at FROM adapter
             UNION ALL SELECT DISTINCT 'chart', target, target, 'chart', min(made_at) FROM review
                 WHERE target_kind = 'chart' GROUP BY target)
-        SELECT target.*,
-            (SELECT verdict FROM review WHERE review.target_kind = target.target_kind AND review.target = target.target
-                AND verdict IS NOT NULL ORDER BY event_id DESC LIMIT 1) AS verdict,
-            (SELECT count(*) FROM review WHERE review.target_kind = target.target_kind AND review.target = target.target)
-                AS comments
-        FROM target ORDER BY verdict IS NOT NULL, made_at DESC
+        SELECT target.*, arg_max(review.verdict, review.event_id) FILTER (review.verdict IS NOT NULL) AS verdict,
+            count(review.event_id) AS comments
+        FROM target LEFT JOIN review ON review.target_kind = target.target_kind AND review.target = target.target
+        GROUP BY ALL ORDER BY 6 IS NOT NULL, target.made_at DESC
         """,
         {"stages": list(REVIEWED_STAGES)},
     )
