@@ -23,6 +23,7 @@ class Workspace:
     mixtures/NAME/    moe.json + router.safetensors
     published/        read-only copies of the database for the SQL console
     uploads/          files a person uploaded, by content hash
+    selections/       sets of questions that pages hand on, by content hash
     """
 
     root: Path
@@ -60,13 +61,19 @@ class Workspace:
         return self.root / "uploads"
 
     @property
+    def selections(self) -> Path:
+        return self.root / "selections"
+
+    @property
     def name(self) -> str:
         return self.root.resolve().name
 
     def run(self, run_id: str) -> Path:
         """Folder of a run; raises `NotFoundError` for an id that is no run id or names no folder."""
         if not re.match(NAME_PATTERN, run_id) or not (self.runs / run_id).is_dir():
-            raise NotFoundError(f"Run {run_id!r} does not exist in workspace {self.name}; see the Jobs page for its runs.")
+            raise NotFoundError(
+                f"Run {run_id!r} does not exist in workspace {self.name}; see the Jobs page for its runs."
+            )
         return self.runs / run_id
 
     def create(self) -> "Workspace":

@@ -1,0 +1,187 @@
+"""What outlives one page: the open workspace, who I am, and the selection that follows a person from page to page."""
+
+import functools
+import getpass
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
+
+import streamlit as st
+
+from metamoe_backend.errors import NotFoundError
+from metamoe_backend.selections import read_questions, save_questions
+from metamoe_backend.store.connection import Store
+from metamoe_backend.workspace import Workspace, find_workspace
+from pages.shared.i18n import _, ngettext
+from pages.shared.text import plain
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_SELECTION = "selection"
+_PERSON = "me"
+_QUESTIONS_IN_URL = 30
+"""Longer selections are kept in the workspace and named by their hash."""
+_KEEP: Any = object()
+
+
+@st.cache_resource(show_spinner=False)
+def _open_store(root: str) -> Store:
+    return Store.open(find_workspace(root), "the dashboard")
+
+
+def get_workspace() -> Workspace:
+    return Workspace(find_workspace().root.resolve())
+
+
+def get_store() -> Store:
+    """The one open store of this process. Raises `BusyError` while another process holds the workspace."""
+    return _open_store(str(get_workspace().root))
+
+
+def per_version(function: Callable[Concatenate[Store, P], R]) -> Callable[Concatenate[Store, P], R]:
+    """Cache what `function(store, …)` returns until the store is written. Arguments are hashable; copies come back."""
+
+    @functools.wraps(function)
+    def fetch(_store: Store, key: tuple[str, int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:  # noqa: ARG001
+        return function(_store, *args, **kwargs)
+
+    cached = st.cache_data(fetch, show_spinner=False, max_entries=64)
+
+    @functools.wraps(function)
+    def inner(store: Store, *args: P.args, **kwargs: P.kwargs) -> R:
+        return cached(store, (str(store.workspace.root), store.version), args, kwargs)
+
+    return inner
+
+
+def get_person() -> str:
+    """Who is at the browser."""
+    return (st.session_state.get(_PERSON) or "").strip() or _default_person()
+
+
+def _default_person() -> str:
+    return os.environ.get("METAMOE_PERSON") or getpass.getuser()
+
+
+def render_person() -> None:
+    st.text_input(
+        _("I am"),
+        value=_default_person(),
+        key=_PERSON,
+        bind="query-params",
+        max_chars=64,
+        help=_("Stands beside your labels, plans and reviews."),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a person is looking at. Empty parts are not selected."""
+
+    questions: tuple[str, ...] = ()
+    run: str | None = None
+    expert: str | None = None
+    why: str = ""
+    """Where the questions came from, in the person's words: cluster 3, mixed outcome …"""
+
+
+def get_selection() -> Selection:
+    return st.session_state.get(_SELECTION, Selection())
+
+
+def select(
+    questions: Iterable[str] = _KEEP, run: str | None = _KEEP, expert: str | None = _KEEP, why: str = ""
+) -> None:
+    """Change the parts that are named; the rest stays."""
+    selection = get_selection()
+    if questions is not _KEEP:
+        selection = replace(selection, questions=tuple(dict.fromkeys(questions)), why=why)
+    if run is not _KEEP:
+        selection = replace(selection, run=run)
+    if expert is not _KEEP:
+        selection = replace(selection, expert=expert)
+    st.session_state[_SELECTION] = selection
+    _write_to_url(selection)
+
+
+def clear_selection(part: str | None = None) -> None:
+    """Forget one part (questions, run or expert) or everything."""
+    if part in (None, "questions"):
+        select(questions=())
+    if part in (None, "run"):
+        select(run=None)
+    if part in (None, "expert"):
+        select(expert=None)
+
+
+def restore_selection() -> None:
+    """Take the selection from the address if it names one, else put the session's there. Before the page runs."""
+    wanted = {name: st.query_params.get(name) for name in ("questions", "run", "expert")}
+    if not any(wanted.values()):
+        _write_to_url(get_selection())
+        return
+    if wanted == _as_url(get_selection()):
+        return
+    try:
+        questions = _questions_of(wanted["questions"])
+    except NotFoundError as error:
+        st.warning(plain(error))
+        questions = ()
+    select(questions=questions, run=wanted["run"], expert=wanted["expert"])
+
+
+def _questions_of(text: str | None) -> Sequence[str]:
+    if not text:
+        return ()
+    if text.startswith("@"):
+        return read_questions(get_workspace(), text[1:])
+    return text.split(",")
+
+
+def _as_url(selection: Selection) -> dict[str, str | None]:
+    ids = selection.questions
+    text = ",".join(ids) if len(ids) <= _QUESTIONS_IN_URL else "@" + save_questions(get_workspace(), ids)
+    return {"questions": text or None, "run": selection.run, "expert": selection.expert}
+
+
+def _write_to_url(selection: Selection) -> None:
+    for name, value in _as_url(selection).items():
+        if value is None:
+            st.query_params.pop(name, None)
+        elif st.query_params.get(name) != value:
+            st.query_params[name] = value
+
+
+def render_selection_chips() -> None:
+    """One chip a selected part; a click takes it away."""
+    selection = get_selection()
+    chips = []
+    if selection.questions:
+        n = len(selection.questions)
+        text = ngettext("{n} question", "{n} questions", n).format(n=f"{n:,}")
+        chips.append(("questions", f"{text} ({plain(selection.why)})" if selection.why else text))
+    if selection.run:
+        chips.append(("run", _("run {name}").format(name=plain(selection.run))))
+    if selection.expert:
+        chips.append(("expert", _("expert {name}").format(name=plain(selection.expert))))
+    if not chips:
+        return
+    with st.container(horizontal=True, gap="xsmall"):
+        for part, label in chips:
+            st.button(
+                label,
+                key=f"selection_{part}",
+                icon=":material/close:",
+                icon_position="right",
+                help=_("Remove from the selection"),
+                on_click=clear_selection,
+                args=(part,),
+            )
+
+
+def open_page(name: str) -> NoReturn:
+    """Go to a page by its word in the address (overview, tasks, map …); the selection goes along."""
+    params = {key: value for key, value in _as_url(get_selection()).items() if value}
+    st.switch_page(st.session_state["pages"][name], query_params=params)
