@@ -236,7 +236,7 @@ def _load_folder(folder: Path, config: Any, dtype: str) -> tuple[Any, Any]:
 
     try:
         with _quiet_progress():
-            model, found = AutoModelForCausalLM.from_pretrained(
+            result: Any = AutoModelForCausalLM.from_pretrained(
                 folder, config=config, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False,
                 attn_implementation="sdpa", local_files_only=True, output_loading_info=True,
             )  # fmt: skip
@@ -244,6 +244,7 @@ def _load_folder(folder: Path, config: Any, dtype: str) -> tuple[Any, Any]:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = (str(error).splitlines() or [""])[0][:200]
         raise InputError(f"The base model in {folder} cannot be loaded ({reason}); check or replace it.") from error
+    model, found = result
     if found["missing_keys"]:  # transformers would draw them at random and only warn
         raise InputError(f"The base model in {folder} lacks the weights {min(found['missing_keys'])}; replace it.")
     if tokenizer.pad_token_id is None:

@@ -96,7 +96,8 @@ def write_mixture(
         entries[index] = ExpertEntry(name=weights.name, sha256=hash_adapter(own), own=True)
     tensors = {f"{GATE_PREFIX}{site}": weight.float().cpu().contiguous() for site, weight in gate_weights.items()}
     if task_router is not None:
-        tensors |= {TASK_WEIGHT: torch.tensor(task_router.weight), TASK_BIAS: torch.tensor(task_router.bias)}
+        for key, values in ((TASK_WEIGHT, task_router.weight), (TASK_BIAS, task_router.bias)):
+            tensors[key] = torch.tensor(values).contiguous()
     content = save(tensors)
     (folder / ROUTER_FILE).write_bytes(content)
     update = {

@@ -230,7 +230,7 @@ def _choose_questions(
     """
     useful = (questions["expert"] != BASE_EXPERT).to_numpy()
     if fitted is not None and BASE_EXPERT in fitted.router.names:
-        useful &= fitted.unseen.argmax(axis=1) != len(config.experts)
+        useful = useful & (fitted.unseen.argmax(axis=1) != len(config.experts))
     chosen = questions.assign(_row=np.arange(len(questions)))[useful]
     chosen = balanced_sample(chosen, config.limit, config.optim.seed)
     return chosen, None if fitted is None else fitted.unseen[chosen["_row"].to_numpy()]
