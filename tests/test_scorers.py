@@ -1,7 +1,6 @@
 """Each scorer says right or wrong as its convention does."""
 
-import sys
-from types import ModuleType
+import json
 
 import pytest
 from hypothesis import given
@@ -16,6 +15,8 @@ from metamoe_backend.evaluate.scorers import (
     score_number,
     score_output,
 )
+from metamoe_backend.ingest.generators import read_generator
+from metamoe_backend.ingest.records import Record
 
 
 @pytest.mark.parametrize(
@@ -71,13 +72,12 @@ def test_length_normalised_choices_may_differ():
     assert score_choices_by_length(logliks, options, 1) == (1, 1.0)
 
 
-def test_generators_score_their_own_answers(monkeypatch):
-    seen = []
-    generators = ModuleType("metamoe_backend.ingest.generators")
-    generators.score_answer = lambda name, output, metadata: seen.append((name, output, metadata)) or 0.25
-    monkeypatch.setitem(sys.modules, "metamoe_backend.ingest.generators", generators)
-    assert score_output("reasoning_gym", "42", "43", "reasoning_gym:chain_sum", '{"a": 1}') == 0.25
-    assert seen == [("chain_sum", "42", '{"a": 1}')]
+def test_generators_score_their_own_answers():
+    record = next(iter(read_generator("chain_sum", {}, 1, 0)))
+    assert isinstance(record, Record)
+    question, metadata = record.values, json.dumps(record.values["metadata"])
+    assert score_output("reasoning_gym", question["answer"], "", "reasoning_gym:chain_sum", metadata) == 1.0
+    assert score_output("reasoning_gym", "banana", "", "reasoning_gym:chain_sum", metadata) < 0.1
 
 
 def test_code_is_refused_and_an_unknown_regime_too():

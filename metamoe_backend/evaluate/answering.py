@@ -98,11 +98,10 @@ def answer_freely(
         for row, text in zip(rows, texts, strict=True):
             outputs[row] = text
         on_answered(len(rows))
+    metadata = [None if pd.isna(text) else text for text in questions["metadata"]]
     scores = [
         score_output(*pair)
-        for pair in zip(
-            questions["regime"], outputs, questions["answer"], questions["source"], questions["metadata"], strict=True
-        )
+        for pair in zip(questions["regime"], outputs, questions["answer"], questions["source"], metadata, strict=True)
     ]
     frame = pd.DataFrame(
         {

@@ -69,7 +69,7 @@ def encode_pair(tokenizer: Any, shown_text: str, continuation: str) -> tuple[lis
     stripped = shown_text.rstrip()
     prompt = encode_prompt(tokenizer, stripped)
     whole = encode_prompt(tokenizer, shown_text + continuation)
-    if len(whole) <= len(prompt):
+    if not stripped or len(whole) <= len(prompt):
         whole = prompt + list(
             tokenizer(shown_text[len(stripped) :] + continuation, add_special_tokens=False)["input_ids"]
         )

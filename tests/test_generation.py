@@ -1,0 +1,104 @@
+"""Generating in batches gives each prompt the text it gets alone."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import make_tiny_base
+
+from metamoe_backend.evaluate.generation import Stop, find_stop_tokens, iterate_outputs
+from metamoe_backend.evaluate.prompts import encode_prompt
+from metamoe_backend.models.base import load_base
+from metamoe_backend.models.systems import OpenSystem
+
+PROMPTS = ["What barks?", "Say a word.", "2 + 2 =", "A much longer question, with many words in it?", "x", "你好"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return load_base(str(make_tiny_base(tmp_path_factory.mktemp("models") / "base", seed=3)), "cpu")
+
+
+def generate(base, prompts, stop, batch_tokens=4096, system=None, routes=None) -> list[str]:
+    found = {}
+    encoded = [encode_prompt(base.tokenizer, prompt) for prompt in prompts]
+    opened = system or OpenSystem(base.model, [])
+    for rows, texts in iterate_outputs(opened, base.tokenizer, encoded, stop, batch_tokens, routes):
+        found |= dict(zip(rows, texts, strict=True))
+    return [found[row] for row in range(len(prompts))]
+
+
+def generate_alone(base, prompt: str, stop: Stop) -> tuple[str, int]:
+    """The reference: no cache, no batch. The text, and how many tokens it took."""
+    tokens = encode_prompt(base.tokenizer, prompt)
+    start = len(tokens)
+    while len(tokens) - start < stop.max_new_tokens:
+        with torch.inference_mode():
+            token = int(base.model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax())
+        if token in stop.tokens:
+            break
+        tokens.append(token)
+        if stop.text in base.tokenizer.decode(tokens[start:]):
+            break
+    text = base.tokenizer.decode(tokens[start:], skip_special_tokens=True)
+    return text.split(stop.text)[0].strip(), len(tokens) - start
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 120])
+def test_a_batch_gives_what_each_prompt_gets_alone(base, batch_tokens):
+    stop = Stop(frozenset({257}), "\n", 12)
+    assert generate(base, PROMPTS, stop, batch_tokens) == [generate_alone(base, prompt, stop)[0] for prompt in PROMPTS]
+
+
+def test_rows_leave_the_batch_when_they_are_finished(base):
+    # Every token that ends in 0 or 5 ends a row, so that rows finish at different steps.
+    stop = Stop(frozenset(range(0, 256, 5)), "\n", 20)
+    alone = [generate_alone(base, prompt, stop) for prompt in PROMPTS]
+    assert len({steps for _, steps in alone}) > 1
+    sizes = []
+    forward = base.model.forward
+
+    def spy(*args, **kwargs):
+        sizes.append(kwargs["input_ids"].shape[0])
+        return forward(*args, **kwargs)
+
+    base.model.forward = spy
+    try:
+        assert generate(base, PROMPTS, stop) == [text for text, _ in alone]
+    finally:
+        base.model.forward = forward
+    assert sizes[0] == len(PROMPTS)
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < sizes[0]
+    assert len(sizes) <= 1 + max(steps for _, steps in alone)
+
+
+def test_the_stop_text_ends_an_answer(base):
+    free = generate(base, PROMPTS, Stop(frozenset(), "<never>", 20))
+    longest = max(free, key=len)
+    mark = longest[len(longest) // 2]
+    cut = generate(base, PROMPTS, Stop(frozenset(), mark, 20))
+    assert cut == [text.split(mark)[0].strip() for text in free]
+
+
+def test_routes_follow_their_rows(base):
+    class Routed(OpenSystem):
+        def __init__(self, model):
+            super().__init__(model, [])
+            self.seen = []
+
+        def set_routes(self, routes):
+            self.seen.append(routes)
+
+    system = Routed(base.model)
+    stop = Stop(frozenset(range(0, 256, 5)), "\n", 20)
+    routes = np.arange(len(PROMPTS), dtype=float)[:, None]
+    generate(base, PROMPTS, stop, system=system, routes=routes)
+    longest_first = sorted(range(len(PROMPTS)), key=lambda row: -len(encode_prompt(base.tokenizer, PROMPTS[row])))
+    assert system.seen[0][:, 0].tolist() == longest_first
+    for earlier, later in zip(system.seen, system.seen[1:], strict=False):
+        assert len(later) < len(earlier)
+        assert set(later[:, 0]) < set(earlier[:, 0])
+
+
+def test_stop_tokens_come_from_tokenizer_and_model(base):
+    assert find_stop_tokens(base.model, base.tokenizer) == {257}
