@@ -111,8 +111,8 @@ def check_generator(name: str) -> None:
 def read_generator(name: str, options: dict[str, Any], size: int, seed: int) -> Records:
     """`size` generated rows: question, answer, and metadata holding what `score_answer` needs.
 
-    The same name, options and seed give the same rows; a few generators fail now and then (maze), which makes a rejected
-    row. Raises `ConfigError` for options the generator refuses.
+    The same name, options and seed give the same rows. A few generators fail now and then (maze), which makes a
+    rejected row. Raises `ConfigError` for options the generator refuses.
     """
     check_generator(name)
     for reserved, instead in (("seed", "the seed setting"), ("size", "the limit setting")):

@@ -25,4 +25,4 @@ Records = Iterator[Record | RejectedRow]
 
 def make_rejected_row(line: int, reason: str, text: str) -> RejectedRow:
     """A rejected row; the run's id is filled in when it is emitted. Half surrogates are shown as '?'."""
-    return RejectedRow("", line, reason, text[:SHOWN_CHARACTERS].encode(errors="replace").decode())
+    return RejectedRow("", line, reason, text.rstrip("\r\n")[:SHOWN_CHARACTERS].encode(errors="replace").decode())

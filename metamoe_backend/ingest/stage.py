@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import re
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -118,9 +117,17 @@ def make_task_name(config: IngestConfig) -> str:
 
 
 def _safe_name(text: str) -> str:
-    kept = re.sub(r"[^\w.\-]+", "_", unicodedata.normalize("NFC", text))
-    # A name begins with a letter or digit: `..` and hidden files must not come through.
-    return re.sub(r"^[\W_]+", "", kept)[:64]
+    """Letters (with their accents), digits, '.', '_' and '-', beginning with a letter or digit."""
+    plain = unicodedata.normalize("NFC", text)
+    kept = "".join(one if one in "._-" or _is_letter_or_digit(one) else " " for one in plain)
+    name = "_".join(kept.split())
+    start = next((place for place, one in enumerate(name) if one not in "._-"), len(name))
+    return name[start : start + 64]
+
+
+def _is_letter_or_digit(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category[0] in "LM" or category == "Nd"
 
 
 def _split_source(source: str) -> tuple[str, str, str | None]:
@@ -141,6 +148,8 @@ def open_source(config: IngestConfig) -> Source:
     """
     kind, name, detail = _split_source(config.source)
     unit = "row"
+    if config.options and kind != "reasoning_gym":
+        raise ConfigError("options: these belong to a reasoning_gym generator; leave them out for another source.")
     if kind == "reasoning_gym":
         shown = config.source
         records = read_generator(name, config.options, config.limit or DEFAULT_SIZE, config.seed)
@@ -152,10 +161,6 @@ def open_source(config: IngestConfig) -> Source:
         shown = path.name
         unit = "row" if path.suffix.lower() in (".parquet", ".json") else "line"
         records = read_records(path, HEADER_WORDS | set(config.mapping.values()) - set("123456789"))
-    if config.options and kind != "reasoning_gym":
-        raise ConfigError(
-            f"options: these belong to a reasoning_gym generator, and the source is {shown}; leave them out."
-        )
     peeked = list(itertools.islice(records, PEEKED_RECORDS))
     first = [record for record in peeked if isinstance(record, Record)]
     if not peeked:
