@@ -85,7 +85,7 @@ def make_value_map_figure(
                 "opacity": 0.85,
             },
             customdata=np.arange(len(points), dtype=np.int32),
-            text=points["hover"] if "hover" in points else None,
+            text=points.get("hover"),
             hovertemplate="%{text}<extra></extra>",
             showlegend=False,
             unselected={"marker": {"opacity": 0.15}},

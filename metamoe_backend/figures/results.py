@@ -10,7 +10,7 @@ from metamoe_backend.figures.style import DIVERGING, KIND_COLOURS, OUTCOME_COLOU
 
 
 def make_outcomes_figure(counts: pd.DataFrame, height: int = 380) -> go.Figure:
-    """Stacked bar per task. counts: task, outcome, questions, n, share (`count_outcomes`). customdata: task, outcome."""
+    """Stacked bar per task. counts: `count_outcomes` columns. customdata: task, outcome, questions."""
     tasks = list(dict.fromkeys(counts["task"]))
     figure = go.Figure()
     for outcome, colour in OUTCOME_COLOURS.items():

@@ -16,15 +16,20 @@ _QUESTION_SKILL = """
 def fetch_predictions(
     store: Store, systems: Sequence[str] = (), tasks: Sequence[str] = (), split: str | None = "test"
 ) -> pd.DataFrame:
-    """The newest answer of each system to each question: rows.Prediction columns, task, split, skill (may be NULL)."""
+    """The newest answer of each system to each question.
+
+    rows.Prediction columns without logliks, task, split, skill (may be NULL), prompt, answer (the right one).
+    """
     return store.frame(
         f"""
         WITH {_QUESTION_SKILL}
-        SELECT prediction.* EXCLUDE (logliks), skill FROM current_prediction AS prediction
+        SELECT prediction.* EXCLUDE (logliks), skill, question.prompt, question.answer
+        FROM current_prediction AS prediction JOIN question USING (question_id)
         LEFT JOIN question_skill USING (question_id)
         WHERE (len($systems) = 0 OR list_contains($systems, system))
-            AND (len($tasks) = 0 OR list_contains($tasks, task)) AND ($split IS NULL OR split = $split)
-        ORDER BY task, question_id, system
+            AND (len($tasks) = 0 OR list_contains($tasks, prediction.task))
+            AND ($split IS NULL OR prediction.split = $split)
+        ORDER BY prediction.task, question_id, system
         """,
         {"systems": list(systems), "tasks": list(tasks), "split": split},
     )

@@ -43,10 +43,12 @@ def get_store() -> Store:
 def per_version(function: Callable[Concatenate[Store, P], R]) -> Callable[Concatenate[Store, P], R]:
     """Cache what `function(store, …)` returns until the store is written. Arguments are hashable; copies come back."""
 
-    @functools.wraps(function)
     def fetch(_store: Store, key: tuple[str, int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:  # noqa: ARG001
         return function(_store, *args, **kwargs)
 
+    # The cache is named after file and function: every page calls itself __main__. (`wraps` would also lend it the
+    # signature, and `store` cannot be hashed.)
+    fetch.__qualname__ = f"{function.__code__.co_filename}:{function.__qualname__}"
     cached = st.cache_data(fetch, show_spinner=False, max_entries=64)
 
     @functools.wraps(function)

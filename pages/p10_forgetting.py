@@ -1,0 +1,52 @@
+"""Forgetting: what was lost for what was gained?"""
+
+import pandas as pd
+import streamlit as st
+
+from metamoe_backend.store.connection import Store
+from metamoe_backend.store.experts import fetch_adapters, fetch_systems
+from metamoe_backend.store.results import fetch_predictions
+from pages.shared.forgetting_views import (
+    render_answer,
+    render_cell,
+    render_matrix,
+    render_own_and_other,
+    render_sequence,
+)
+from pages.shared.i18n import _
+from pages.shared.layout import canvas_and_inspector, empty_state, page_header
+from pages.shared.state import get_store, open_page, per_version
+
+
+@per_version
+def load(store: Store) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    return fetch_predictions(store), fetch_systems(store), fetch_adapters(store)
+
+
+def render() -> None:
+    action = page_header(
+        _("Forgetting"), _("What each system gained and lost against the base model, on held-out questions.")
+    )
+    with action:
+        if st.button(_("Evaluate more"), type="primary", key="forgetting_evaluate", icon=":material/play_arrow:"):
+            open_page("jobs")
+    predictions, systems, adapters = load(get_store())
+    if predictions.empty or "base" not in set(predictions["system"]):
+        empty_state(
+            _("Nothing to compare yet: evaluate the base model and at least one expert."),
+            button=_("Go to Jobs"),
+            page="jobs",
+        )
+        return
+    evaluated = [name for name in systems["system"] if name in set(predictions["system"])]
+    render_answer(predictions, systems, adapters)
+    canvas, inspector = canvas_and_inspector()
+    with canvas:
+        cell = render_matrix(predictions, evaluated)
+    with inspector:
+        render_cell(predictions, cell)
+    render_own_and_other(predictions, systems, adapters)
+    render_sequence(predictions, systems)
+
+
+render()
