@@ -236,28 +236,34 @@ def test_the_batch_budget_changes_no_answer(prepared: Prepared):
     assert flat[0] == pytest.approx(flat[1], abs=1e-4)
 
 
-@pytest.mark.parametrize("discarded", [True, False])
-def test_a_killed_run_goes_on_where_it_stood(prepared: Prepared, monkeypatch, discarded: bool):
+@pytest.mark.parametrize("end", ["killed", "stopped"])
+def test_a_run_goes_on_where_it_stood(prepared: Prepared, monkeypatch, end: str):
     monkeypatch.setattr(stage, "PART_QUESTIONS", 3)
     whole = prepared.evaluate(run_id="whole").rows("prediction")
 
-    def kill(done: int) -> None:
+    def leave(done: int, total: int) -> None:
         if done > 20:
-            raise KeyboardInterrupt
+            raise StopRequested(save=True) if end == "stopped" else KeyboardInterrupt
 
     config = prepared.config()
     inputs = stage.prepare(prepared.store, config)
     run = create_run(prepared.store.workspace, "evaluate", "all", config.model_dump(mode="json"), "ana", inputs)
-    first = RunContext(run, on_progress=lambda done, total: kill(done))
+    first = RunContext(run, on_progress=leave)
     first.start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises((KeyboardInterrupt, StopRequested)):
         stage.compute(run.read_inputs(), config, first)
-    first.fail(RuntimeError("killed"))
-    survived = {(row.system, row.question_id) for part in run.parts("prediction")
-                for row in pd.read_parquet(part.path).itertuples()}  # fmt: skip
+    if end == "stopped":  # what was emitted is handed over
+        first.finish("stopped")
+        ingest_run(prepared.store, run)
+    else:  # nothing is handed over, only scratch remains
+        first.fail(RuntimeError("killed"))
+    survived = {
+        (row.system, row.question_id)
+        for part in run.parts("prediction")
+        for row in pd.read_parquet(part.path).itertuples()
+    }
     assert 0 < len(survived) < len(whole)
-    if discarded:  # whoever restarts the run may have thrown away what was never handed over
-        run.discard_unlisted_parts()
+    run.write_state(run.read_state_file().model_copy(update={"state": "queued"}))
 
     answered = []
     for name in ("answer_choices", "answer_freely"):
