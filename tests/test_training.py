@@ -29,7 +29,7 @@ from metamoe_backend.train.examples import (
 )
 from metamoe_backend.train.loop import run_training
 from metamoe_backend.train.sampling import balanced_sample, share_evenly
-from metamoe_backend.train.trainer import compute_answer_loss, compute_learning_rate_factor
+from metamoe_backend.train.trainer import choose_evaluate_every, compute_answer_loss, compute_learning_rate_factor
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -232,6 +232,12 @@ def test_learning_rate_warms_up_and_falls_without_a_wasted_step() -> None:
     factors = [compute_learning_rate_factor(step, 100, 0.1) for step in range(100)]
     assert factors[0] == pytest.approx(1 / 11) and factors[10] == 1.0 and factors[-1] > 0
     assert factors[:11] == sorted(factors[:11]) and factors[10:] == sorted(factors[10:], reverse=True)
+
+
+def test_evaluation_costs_little_beside_training() -> None:
+    assert choose_evaluate_every(40, 8, 3) == 5
+    assert choose_evaluate_every(4, 8, 0) == 1
+    assert 256 / choose_evaluate_every(1000, 16, 256) <= 0.05 * 3 * 16
 
 
 def test_vectors_of_the_rows_reach_the_hook_before_each_forward_pass(tmp_path: Path, loaded) -> None:

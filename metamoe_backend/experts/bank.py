@@ -3,7 +3,7 @@
 import errno
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,23 +81,32 @@ def find_free_name(name: str, taken: Collection[str]) -> str:
 
 
 def publish_adapter(context: Context, name: str, weights: AdapterWeights, base: str) -> str:
-    """Write a PEFT folder beside its place, flush it, and rename it to adapters/NAME: it is seen whole or not at all.
+    """Put an adapter into the bank as a PEFT folder; returns the name it got (see `publish_folder`)."""
+
+    def write(folder: Path) -> None:
+        # A folder's path says something about a machine and nothing to others.
+        write_adapter(folder, weights, Path(base).name if Path(base).is_dir() else base)
+
+    return publish_folder(Workspace(context.workspace_root).adapters, name, context.run_id, write)
+
+
+def publish_folder(parent: Path, name: str, run_id: str, write: Callable[[Path], object]) -> str:
+    """Let `write` fill a hidden folder in `parent`, flush it, and rename it: it is seen whole or not at all.
 
     Returns the name it got: another run may have taken `name` meanwhile, then it is `name-2`, and so on.
     """
-    adapters = Workspace(context.workspace_root).adapters
-    adapters.mkdir(parents=True, exist_ok=True)
-    written = adapters / f".{context.run_id}"
+    parent.mkdir(parents=True, exist_ok=True)
+    written = parent / f".{run_id}"
     shutil.rmtree(written, ignore_errors=True)
     try:
-        write_adapter(written, weights, Path(base).name if Path(base).is_dir() else base)
-        for path in (written / CONFIG_FILE, written / WEIGHTS_FILE, written):
+        write(written)
+        for path in (*written.rglob("*"), written):
             sync_folder(path)
         published = _rename_to_free_name(written, name)
     except BaseException:
         shutil.rmtree(written, ignore_errors=True)
         raise
-    sync_folder(adapters)
+    sync_folder(parent)
     return published
 
 

@@ -138,12 +138,13 @@ def _make_trainer(
 def _add_reporter(
     trainer: "AnswerTrainer", held_back: Sequence[Example], optim: OptimSettings, context: Context, steps: int
 ) -> Any:
-    from metamoe_backend.train.trainer import Reporter
+    from metamoe_backend.train.trainer import Reporter, choose_evaluate_every
 
     def evaluate() -> float:
         return _compute_eval_loss(trainer, held_back, optim.batch_size)
 
-    reporter = Reporter(context, steps, lambda: trainer.last, evaluate if len(held_back) else None)
+    every = choose_evaluate_every(steps, optim.batch_size, len(held_back))
+    reporter = Reporter(context, steps, every, lambda: trainer.last, evaluate if len(held_back) else None)
     trainer.add_callback(reporter)
     return reporter
 

@@ -47,6 +47,9 @@ RANDOM = "random.safetensors"
 MOST_REPORTS = 400
 """Reports with metrics in one run; between them the run still asks once a second whether it should stop."""
 POLL_S = 1.0
+MOST_EVALUATIONS = 8
+EVALUATION_SHARE = 0.05
+"""Evaluations in one run, and the share of its computing time they may take (a training pass costs three reads)."""
 HANDED_OVER = "handed_over"
 """Mark in the history of reports: what stands before it was emitted when a person stopped the run."""
 
@@ -111,7 +114,7 @@ class OneDeviceArguments(TrainingArguments):
         super()._setup_devices  # noqa: B018 - sets up accelerate's state
         device = torch.device(self.chosen_device)
         self._n_gpu = 0 if device.type == "cpu" else 1
-        if device.type == "cuda":
+        if device.index is not None:
             torch.cuda.set_device(device)
         return device
 
@@ -226,14 +229,19 @@ class Reporter(TrainerCallback):
     """
 
     def __init__(
-        self, context: Context, steps: int, last: Callable[[], dict[str, float]], evaluate: Callable[[], float] | None
+        self,
+        context: Context,
+        steps: int,
+        evaluate_every: int,
+        last: Callable[[], dict[str, float]],
+        evaluate: Callable[[], float] | None,
     ) -> None:
         self.context = context
         self.steps = steps
         self.last = last
         self.evaluate = evaluate
         self.report_every = max(1, steps // MOST_REPORTS)
-        self.evaluate_every = max(1, steps // 8)
+        self.evaluate_every = evaluate_every
         self.stop: StopRequested | None = None
         self.since: list[dict[str, float]] = []
         self.learning_rate = 0.0
@@ -307,6 +315,12 @@ def trained_parameters(model: Any) -> dict[str, torch.Tensor]:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
+
+
+def choose_evaluate_every(steps: int, batch_size: int, held_back: int) -> int:
+    """Steps between two evaluations: at most `MOST_EVALUATIONS` a run, and cheap beside the training."""
+    affordable = math.ceil(held_back / (3 * batch_size * EVALUATION_SHARE))
+    return max(1, steps // MOST_EVALUATIONS, affordable)
 
 
 def measure_memory_mb(device: torch.device) -> float:

@@ -1,0 +1,59 @@
+"""What a training run reads from the store: whose questions, how many, and under which name."""
+
+import pandas as pd
+import pytest
+
+from metamoe_backend.config import ImportAdapterConfig, TrainConfig
+from metamoe_backend.errors import ConfigError, ConflictError, NotFoundError
+from metamoe_backend.experts import bank
+from metamoe_backend.store.connection import Store
+from metamoe_backend.store.experts import fetch_plans, fetch_training_questions
+from metamoe_backend.train import expert
+from metamoe_backend.workspace import Workspace
+
+
+@pytest.fixture
+def full(synthetic: Workspace):
+    with Store.open(synthetic, "a test") as opened:
+        yield opened
+
+
+@pytest.fixture
+def plan(full: Store) -> str:
+    return fetch_plans(full)["plan"].iloc[0]
+
+
+def test_an_expert_gets_the_questions_of_its_skills(full: Store, plan: str) -> None:
+    inputs = expert.prepare(full, TrainConfig(name="arith", plan=plan))
+    every = fetch_training_questions(full, plan, "train")
+    assert set(inputs["questions"]["question_id"]) == set(every.loc[every["expert"] == "arith", "question_id"])
+    assert list(inputs["questions"].columns) == expert.COLUMNS
+    assert inputs["target"]["adapter"].tolist() == ["arith-2"], "the bank has an 'arith' already"
+
+
+def test_mixed_gets_every_expert_but_base_within_the_limit(full: Store, plan: str) -> None:
+    inputs = expert.prepare(full, TrainConfig(kind="mixed", name="together", plan=plan, limit=30))
+    assert inputs["target"]["adapter"].tolist() == ["together"]
+    assert inputs["questions"]["expert"].value_counts().to_dict() == {"arith": 10, "logic": 10, "letters": 10}
+    again = expert.prepare(full, TrainConfig(kind="mixed", name="together", plan=plan, limit=30))
+    pd.testing.assert_frame_equal(inputs["questions"], again["questions"])
+
+
+def test_names_that_lead_nowhere(full: Store, plan: str) -> None:
+    with pytest.raises(NotFoundError, match=r"'algebra' is not in plan .*it has: arith, letters, logic"):
+        expert.prepare(full, TrainConfig(name="algebra", plan=plan))
+    with pytest.raises(NotFoundError, match="Plan 'none' does not exist"):
+        expert.prepare(full, TrainConfig(name="arith", plan="none"))
+    for kind in ("expert", "mixed"):
+        with pytest.raises(ConfigError, match="'base' means no adapter"):
+            expert.prepare(full, TrainConfig(kind=kind, name="base", plan=plan))
+    with pytest.raises(ConfigError, match="no questions for expert 'arith' in the split 'validation'"):
+        expert.prepare(full, TrainConfig(name="arith", plan=plan, split="validation"))
+
+
+def test_an_import_takes_no_name_away(full: Store) -> None:
+    with pytest.raises(ConflictError, match="'arith' is taken"):
+        bank.prepare(full, ImportAdapterConfig(source="x", name="arith"))
+    with pytest.raises(ConfigError, match="'base' means no adapter"):
+        bank.prepare(full, ImportAdapterConfig(source="x", name="base"))
+    assert bank.prepare(full, ImportAdapterConfig(source="x", name="guest")) == {}
