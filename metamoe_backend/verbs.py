@@ -519,11 +519,12 @@ def run_ui(options: argparse.Namespace) -> Result:
         workspace = open_demo(None)
     with Store.open(workspace, "the dashboard") as store:
         _say(f"Opening workspace {store.workspace.name} at http://{options.address}:{options.port}")
-    app = Path(__file__).resolve().parent.parent / "app.py"
-    command = [sys.executable, "-m", "streamlit", "run", str(app), "--server.port", str(options.port)]
-    command += ["--server.address", options.address]
+    project = Path(__file__).resolve().parent.parent
+    command = [sys.executable, "-m", "pages", "--server.port", str(options.port), "--server.address", options.address]
+    if options.address not in ("127.0.0.1", "localhost"):
+        command += ["--server.allowedHosts", "*"]  # the sign-in guards it; names of this host are not known here
     environment = {**os.environ, "METAMOE_WORKSPACE": str(workspace.root.resolve())}
-    finished = subprocess.run(command, env=environment, cwd=app.parent, check=False)
+    finished = subprocess.run(command, env=environment, cwd=project, check=False)
     if finished.returncode not in (0, -2, 130):
         raise MetaMoEError(f"The dashboard ended with status {finished.returncode}; its messages stand above.")
     return {"workspace": str(workspace.root)}

@@ -54,7 +54,7 @@ def empty_state(
     args: tuple[Any, ...] = (),
     icon: str = ":material/inbox:",
 ) -> bool:
-    """What is missing, and the button that makes it (`page` to go to, or `on_click`). Returns whether it was clicked."""
+    """What is missing, and the button that makes it (goes to `page`, or calls `on_click`). Returns whether clicked."""
     clicked = False
     with st.container(border=True, horizontal_alignment="center", gap="small"):
         st.space("small")
