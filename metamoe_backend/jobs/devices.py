@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
@@ -11,18 +12,31 @@ class Device:
     """One device that runs jobs, one job at a time."""
 
     name: str
-    """cpu or cuda:N"""
+    """cpu, or cuda:N: the N-th GPU this process may use"""
     description: str
+    uuid: str = ""
+    """What CUDA_VISIBLE_DEVICES calls it; empty for the CPU, which is then given no GPU."""
 
 
 def list_devices() -> list[Device]:
-    """Every GPU that NVIDIA's library reports, in PCI order, then the CPU."""
+    """Every GPU that NVIDIA's library reports and CUDA_VISIBLE_DEVICES allows, then the CPU."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory_gb = psutil.virtual_memory().total / 1e9
-    return [*_list_gpus(), Device("cpu", f"{cores} cores, {memory_gb:.0f} GB memory")]
+    return [
+        *_list_gpus(os.environ.get("CUDA_VISIBLE_DEVICES")),
+        Device("cpu", f"{cores} cores, {memory_gb:.0f} GB memory"),
+    ]
 
 
-def _list_gpus() -> list[Device]:
+def worker_environment(device: Device) -> dict[str, str]:
+    """What to add to a worker's environment so that it sees the GPU it was given and no other.
+
+    A trainer that sees several GPUs spreads over all of them, and an encoder takes the first one unasked.
+    """
+    return {"CUDA_VISIBLE_DEVICES": device.uuid}
+
+
+def _list_gpus(allowed: str | None) -> list[Device]:
     import pynvml
 
     try:
@@ -31,10 +45,37 @@ def _list_gpus() -> list[Device]:
         return []  # no NVIDIA driver on this machine
     try:
         found = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            memory_gb = pynvml.nvmlDeviceGetMemoryInfo(handle).total / 1e9
-            found.append(Device(f"cuda:{index}", f"{pynvml.nvmlDeviceGetName(handle)}, {memory_gb:.0f} GB memory"))
+        for index, handle in enumerate(_find_handles(allowed)):
+            name, uuid = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetUUID(handle)
+            found.append(Device(f"cuda:{index}", f"{name}{_describe_memory(handle)}", uuid))
         return found
     finally:
         pynvml.nvmlShutdown()
+
+
+def _find_handles(allowed: str | None) -> list[Any]:
+    """NVML handles of the GPUs that `allowed` (CUDA_VISIBLE_DEVICES: numbers or UUIDs) names, in its order."""
+    import pynvml
+
+    if allowed is None:
+        return [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    handles = []
+    for token in (text.strip() for text in allowed.split(",")):
+        try:
+            by_number = token.isdecimal()
+            handle = (
+                pynvml.nvmlDeviceGetHandleByIndex(int(token)) if by_number else pynvml.nvmlDeviceGetHandleByUUID(token)
+            )
+        except pynvml.NVMLError:
+            break  # CUDA, too, takes what stands before the first name it does not know
+        handles.append(handle)
+    return handles
+
+
+def _describe_memory(handle: Any) -> str:
+    import pynvml
+
+    try:
+        return f", {pynvml.nvmlDeviceGetMemoryInfo(handle).total / 1e9:.0f} GB memory"
+    except pynvml.NVMLError_NotSupported:
+        return ""  # a GPU that shares the CPU's memory

@@ -4,10 +4,10 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 import psutil
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class ProcessIdentity(BaseModel):
@@ -18,7 +18,7 @@ class ProcessIdentity(BaseModel):
     host: str
     boot: str
     """Boot id of the kernel; empty where start times do not count from the boot."""
-    pid: int
+    pid: Annotated[int, Field(gt=0)]
     start: float
     """Linux: clock ticks since boot, which no clock adjustment moves. Elsewhere: seconds since 1970."""
 

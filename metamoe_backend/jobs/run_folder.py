@@ -11,12 +11,12 @@
     output/           TABLE-NNNN.parquet: what the stage emitted
     manifest.json     the parts that are handed over, with their checksums; never takes a part back
 
-The stages of a run's life: `create_run` makes it queued; `jobs.context` takes it to running and to its end;
-`jobs.supervisor` puts a stopped or failed one back to queued.
+`create_run` makes a run queued; `jobs.context` takes it to running and to its end; `jobs.supervisor` puts a stopped or
+failed one back to queued. A new attempt finds the parts that an earlier one handed over and its own checkpoints/;
+parts that no manifest names are gone.
 """
 
 import hashlib
-import json
 import re
 import secrets
 import shutil
@@ -24,74 +24,37 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from pydantic import BaseModel, NaiveDatetime, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from metamoe_backend.config import NAME_PATTERN, StageConfig, parse_config
 from metamoe_backend.errors import StorageError
 from metamoe_backend.jobs.durable import replace_file, replace_text, sync_folder
-from metamoe_backend.jobs.process import ProcessIdentity
+from metamoe_backend.jobs.records import (
+    SCHEMA_VERSION,
+    Heartbeat,
+    Manifest,
+    ManifestPart,
+    ProgressLine,
+    Request,
+    RunSpec,
+    StateFile,
+)
 from metamoe_backend.rows import RunState
 from metamoe_backend.workspace import Workspace
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 1
-"""Of manifest.json and the parts it names."""
 STALE_AFTER_S = 30.0
 """A heartbeat older than this: the run is "not responding"."""
 _LOG_TAIL_BYTES = 256 * 1024
 _PART_NAME = re.compile(r"([a-z_]+)-(\d{4,})\.parquet")
-_TERMINAL_CODE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-
-
-class RunSpec(BaseModel):
-    """spec.json: what was asked for."""
-
-    run_id: str
-    stage: str
-    name: str
-    config: dict[str, Any]
-    by: str
-    created_at: NaiveDatetime
-    cwd: str
-    """Where relative paths of the config start: the folder the person stood in."""
-
-
-class StateFile(BaseModel):
-    """state.json. Read runs through `RunFolder.read_state`, which knows what a dead worker's file means."""
-
-    state: RunState
-    place: int | None = None
-    """Place in the local queue, kept while it runs; None: the local supervisor leaves this run alone."""
-    attempt: int = 0
-    device: str | None = None
-    process: ProcessIdentity | None = None
-    started_at: NaiveDatetime | None = None
-    ended_at: NaiveDatetime | None = None
-    error: str | None = None
-    exit_code: int | None = None
-
-
-class Heartbeat(BaseModel):
-    """heartbeat.json: the newest figures of a running attempt."""
-
-    at: float
-    done: int = 0
-    total: int = 0
-    metrics: dict[str, float] = {}
-    s_per_item: float | None = None
-    progress_at: float | None = None
-
-
-class Request(BaseModel):
-    """control.json: stop (save) or cancel."""
-
-    save: bool
-    at: float
+_NOT_TEXT = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+"""Terminal codes and control characters; a tab stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +79,7 @@ class RunStatus:
     device: str | None = None
     pid: int | None = None
     place: int | None = None
-    """Place in the local queue: lower starts first."""
+    """Place in the local queue: lower starts first. None: not in it."""
     responding: bool = True
     """False: it runs, but has given no sign of life for `STALE_AFTER_S`."""
     stopping: str | None = None
@@ -130,6 +93,10 @@ class PartFile:
     part: str
     target: str
     path: Path
+
+    @property
+    def number(self) -> int:
+        return int(self.part.removesuffix(".parquet").rpartition("-")[2])
 
 
 C = TypeVar("C", bound=StageConfig)
@@ -151,6 +118,14 @@ class RunFolder:
         return Workspace(self.path.parent.parent)
 
     @property
+    def inputs(self) -> Path:
+        return self.path / "inputs"
+
+    @property
+    def output(self) -> Path:
+        return self.path / "output"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -165,6 +140,10 @@ class RunFolder:
     @property
     def heartbeat_file(self) -> Path:
         return self.path / "heartbeat.json"
+
+    @property
+    def manifest_file(self) -> Path:
+        return self.path / "manifest.json"
 
     @property
     def worker_lock(self) -> Path:
@@ -190,7 +169,7 @@ class RunFolder:
         import pyarrow as pa
 
         inputs = {}
-        for path in sorted((self.path / "inputs").glob("*.parquet")):
+        for path in sorted(self.inputs.glob("*.parquet")):
             try:
                 inputs[path.stem] = pd.read_parquet(path)
             except (pa.ArrowException, OSError) as error:
@@ -203,9 +182,8 @@ class RunFolder:
         """How the run stands. Never raises for what lies in the files: a run with damaged files reads as failed."""
         state, spec = self.settle(), _read(RunSpec, self.path / "spec.json")
         if spec is None:
-            spec = RunSpec(
-                run_id=self.run_id, stage="", name=self.run_id, config={}, by="", created_at=_time_of(self), cwd=""
-            )
+            made_at = _time_in(self.run_id)
+            spec = RunSpec(run_id=self.run_id, stage="", name=self.run_id, config={}, by="", created_at=made_at, cwd="")
             state = state.model_copy(update={"state": "failed", "error": "spec.json is missing or damaged."})
         beat = _read(Heartbeat, self.heartbeat_file) or Heartbeat(at=0.0)
         status = RunStatus(
@@ -243,7 +221,7 @@ class RunFolder:
     def settle(self, exit_code: int | None = None) -> StateFile:
         """The state, seen through: "running" whose process is gone means it ended, and how. Writes nothing.
 
-        `exit_code` (negative: signal) makes the reason sharper where the caller was the worker's parent.
+        `exit_code` (negative: a signal) makes the reason sharper where the caller was the worker's parent.
         """
         state = self.read_state_file()
         if state.state != "running" or _may_live(state):
@@ -252,10 +230,11 @@ class RunFolder:
         state = self.read_state_file()
         if state.state != "running" or _may_live(state):
             return state
-        manifest, request = self.read_manifest(), self.read_request()
-        ended: dict[str, Any] = {"ended_at": self._last_sign_of_life(), "exit_code": exit_code}
-        if manifest and manifest["attempt"] == state.attempt:
-            ended |= {"state": manifest["state"], "ended_at": datetime.fromisoformat(manifest["ended_at"])}
+        manifest, request = _read(Manifest, self.manifest_file), self.read_request()
+        beat = _read(Heartbeat, self.heartbeat_file)
+        ended: dict[str, Any] = {"ended_at": utc_at(beat.at) if beat else state.started_at, "exit_code": exit_code}
+        if manifest and manifest.attempt == state.attempt:
+            ended |= {"state": manifest.state, "ended_at": manifest.ended_at}
         elif request and not request.save:
             ended |= {"state": "cancelled"}
         else:
@@ -263,12 +242,8 @@ class RunFolder:
         return state.model_copy(update=ended)
 
     def write_state(self, state: StateFile) -> None:
-        """Replace state.json. Hold the queue's lock unless this is the worker ending its own run."""
+        """Replace state.json. Hold `queue_lock` unless this is the worker ending its own run."""
         replace_text(self.path / "state.json", state.model_dump_json(indent=1))
-
-    def _last_sign_of_life(self) -> datetime:
-        beat = _read(Heartbeat, self.heartbeat_file)
-        return datetime.fromtimestamp(beat.at, UTC).replace(tzinfo=None) if beat else utc_now()
 
     # Requests
 
@@ -289,40 +264,34 @@ class RunFolder:
     def read_progress(self) -> "pd.DataFrame":
         """Every metric reported, tidy: step, total, time (UTC), name, value; in order of steps.
 
-        An attempt that went back to a checkpoint replaces what an earlier one reported from there on.
+        An attempt that went back to a checkpoint replaces what earlier ones reported from there on.
         """
         import pandas as pd
 
         kept: list[dict[str, Any]] = []
-        earlier_attempts = 0
         begun = True
         for line in self._progress_lines():
-            if "attempt" in line:
-                earlier_attempts, begun = len(kept), False
+            if line.attempt is not None:
+                begun = False
                 continue
             if not begun:
-                kept = [row for row in kept[:earlier_attempts] if row["step"] < line["done"]]
-                begun = True
-            at = datetime.fromtimestamp(line["time"], UTC).replace(tzinfo=None)
-            kept += [
-                {"step": line["done"], "total": line["total"], "time": at, "name": name, "value": value}
-                for name, value in line["metrics"].items()
-            ]
+                kept, begun = [row for row in kept if row["step"] < line.done], True
+            of_line = {"step": line.done, "total": line.total, "time": utc_at(line.time)}
+            kept += [of_line | {"name": name, "value": value} for name, value in line.metrics.items()]
         frame = pd.DataFrame(kept, columns=["step", "total", "time", "name", "value"]).astype(
-            {"step": "int64", "total": "int64", "time": "datetime64[us]", "value": "float64"}
+            {"step": "int64", "total": "int64", "time": "datetime64[us]", "name": "str", "value": "float64"}
         )
-        return frame.sort_values("step", kind="stable").drop_duplicates(
-            ["step", "name"], keep="last", ignore_index=True
-        )
+        frame = frame.sort_values("step", kind="stable")
+        return frame.drop_duplicates(["step", "name"], keep="last", ignore_index=True)
 
-    def _progress_lines(self) -> Iterator[dict[str, Any]]:
+    def _progress_lines(self) -> Iterator[ProgressLine]:
         if not self.progress_file.is_file():
             return
         with self.progress_file.open("rb") as file:
             for raw in file:
                 try:
-                    line = _ProgressLine.validate_line(raw)
-                except ValueError:
+                    line = ProgressLine.model_validate_json(raw)
+                except ValidationError:
                     continue  # torn by a crash
                 yield line
 
@@ -339,8 +308,8 @@ class RunFolder:
             size = file.seek(0, 2)
             file.seek(max(0, size - _LOG_TAIL_BYTES))
             text = file.read().decode("utf-8", errors="replace")
-        lines = [_TERMINAL_CODE.sub("", line.rstrip("\r").rpartition("\r")[2]) for line in text.split("\n")]
-        return "\n".join(lines[:-1] if lines[-1] == "" else lines).split("\n", max(0, len(lines) - 1 - tail_lines))[-1]
+        lines = text.removesuffix("\n").split("\n")[-tail_lines:]
+        return "\n".join(_NOT_TEXT.sub("", line.rstrip("\r").rpartition("\r")[2]) for line in lines)
 
     # Output
 
@@ -356,19 +325,15 @@ class RunFolder:
         rows = make_arrow_table(table, frame, self.run_id)
         if rows.num_rows == 0:
             return
-        output = self.path / "output"
-        output.mkdir(exist_ok=True)
-        number = 1 + max((_number(part) for part in self.parts(table)), default=0)
-        replace_file(
-            output / f"{table}-{number:04d}.parquet", lambda file: pq.write_table(rows, file, compression="zstd")
-        )
+        number = 1 + max((part.number for part in self.parts(table)), default=0)
+        path = self.output / f"{table}-{number:04d}.parquet"
+        replace_file(path, lambda file: pq.write_table(rows, file, compression="zstd"))
 
     def parts(self, table: str | None = None) -> list[PartFile]:
         """Emitted parts, of one table or of all, in order."""
-        output = self.path / "output"
-        matches = [_PART_NAME.fullmatch(path.name) for path in output.iterdir()] if output.is_dir() else []
-        found = [PartFile(m[0], m[1], output / m[0]) for m in matches if m and table in (None, m[1])]
-        return sorted(found, key=lambda part: (part.target, _number(part)))
+        matches = [_PART_NAME.fullmatch(path.name) for path in self.output.iterdir()] if self.output.is_dir() else []
+        found = [PartFile(m[0], m[1], self.output / m[0]) for m in matches if m and table in (None, m[1])]
+        return sorted(found, key=lambda part: (part.target, part.number))
 
     def discard_unlisted_parts(self) -> None:
         """Remove parts that no manifest names: what a broken-off attempt left behind."""
@@ -387,54 +352,68 @@ class RunFolder:
             with part.path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             rows = pq.read_metadata(part.path).num_rows
-            parts.append({"part": part.part, "target": part.target, "rows": rows, "sha256": sha256})
-        manifest = {
-            "schema_version": SCHEMA_VERSION,
-            "run_id": self.run_id,
-            "attempt": self.read_state_file().attempt,
-            "state": state,
-            "ended_at": ended_at.isoformat(),
-            "parts": parts,
-        }
-        replace_text(self.path / "manifest.json", json.dumps(manifest, indent=1))
+            parts.append(ManifestPart(part=part.part, target=part.target, rows=rows, sha256=sha256))
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            run_id=self.run_id,
+            attempt=self.read_state_file().attempt,
+            state=state,
+            ended_at=ended_at,
+            parts=parts,
+        )
+        replace_text(self.manifest_file, manifest.model_dump_json(indent=1))
 
     def read_manifest(self) -> dict[str, Any] | None:
-        """{schema_version, run_id, attempt, state, ended_at, parts: [{part, target, rows, sha256}]}, or None."""
-        path = self.path / "manifest.json"
-        manifest = _read(_Manifest, path)
-        return manifest.model_dump() if manifest else None
+        """{schema_version, run_id, attempt, state, ended_at, parts: [{part, target, rows, sha256}]}; None: not yet.
 
-
-def create_run(
-    workspace: Workspace, stage: str, name: str, config: dict[str, Any], by: str, inputs: "Mapping[str, pd.DataFrame]"
-) -> RunFolder:
-    """Make the folder of a new run, whole or not at all. It is queued, but in nobody's queue yet (see `submit`)."""
-    now = utc_now()
-    run_id = make_run_id(stage, now)
-    spec = RunSpec(run_id=run_id, stage=stage, name=name, config=config, by=by, created_at=now, cwd=str(Path.cwd()))
-    workspace.runs.mkdir(parents=True, exist_ok=True)
-    partial = workspace.runs / f".{run_id}"
-    try:
-        for folder in ("inputs", "checkpoints", "output"):
-            (partial / folder).mkdir(parents=True)
-        for key, frame in inputs.items():
-            frame.to_parquet(partial / "inputs" / f"{key}.parquet", index=False)
-        replace_text(partial / "spec.json", spec.model_dump_json(indent=1))
-        replace_text(partial / "state.json", StateFile(state="queued").model_dump_json(indent=1))
-        partial.rename(workspace.runs / run_id)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    sync_folder(workspace.runs)
-    return RunFolder(workspace.runs / run_id)
+        Raises `StorageError` if it is damaged or of a newer MetaMoE.
+        """
+        if not self.manifest_file.exists():
+            return None
+        manifest = _read(Manifest, self.manifest_file)
+        if manifest is None or manifest.schema_version > SCHEMA_VERSION:
+            what = "is damaged" if manifest is None else "was written by a newer MetaMoE"
+            raise StorageError(
+                f"{self.manifest_file} {what}; bring a good copy back, or move this folder out of runs/."
+            )
+        return manifest.model_dump(mode="json")
 
 
 def make_run_id(stage: str, now: datetime) -> str:
-    """Sorts by time; safe as a folder name: 20261121T034501123456-train-1f3a."""
-    stage = re.sub(r"[^\w.\-]", "-", stage)
-    run_id = f"{now:%Y%m%dT%H%M%S%f}-{stage[:30]}-{secrets.token_hex(2)}"
-    assert re.match(NAME_PATTERN, run_id)
-    return run_id
+    """An id that sorts by time and is a safe folder name, e.g. 20261121T034501.123456-train-ab12."""
+    return f"{now:%Y%m%dT%H%M%S.%f}-{re.sub(r'[^a-z0-9-]', '-', stage)[:30]}-{secrets.token_hex(2)}"
+
+
+def create_run(
+    workspace: Workspace,
+    stage: str,
+    name: str,
+    config: StageConfig | dict[str, Any],
+    by: str,
+    inputs: "Mapping[str, pd.DataFrame]",
+) -> RunFolder:
+    """A new queued run, whole or not at all. It is in nobody's queue yet: submit it, or run it in place."""
+    now = utc_now()
+    run_id = make_run_id(stage, now)
+    values = config.model_dump(mode="json") if isinstance(config, StageConfig) else config
+    spec = RunSpec(run_id=run_id, stage=stage, name=name, config=values, by=by, created_at=now, cwd=str(Path.cwd()))
+    if bad := [key for key in inputs if not re.match(NAME_PATTERN, key)]:
+        raise ValueError(f"inputs {bad} cannot be file names")
+    workspace.runs.mkdir(parents=True, exist_ok=True)
+    hidden = RunFolder(workspace.runs / f".new-{run_id}")
+    try:
+        for folder in (hidden.inputs, hidden.output, hidden.checkpoints):
+            folder.mkdir(parents=True)
+        for key, frame in inputs.items():
+            replace_file(hidden.inputs / f"{key}.parquet", partial(_write_parquet, frame))
+        replace_text(hidden.path / "spec.json", spec.model_dump_json(indent=1))
+        hidden.write_state(StateFile(state="queued"))
+        hidden.path.rename(workspace.runs / run_id)
+    except BaseException:
+        shutil.rmtree(hidden.path, ignore_errors=True)
+        raise
+    sync_folder(workspace.runs)
+    return RunFolder(workspace.runs / run_id)
 
 
 def list_runs(workspace: Workspace) -> list[RunFolder]:
@@ -445,50 +424,34 @@ def list_runs(workspace: Workspace) -> list[RunFolder]:
     return [RunFolder(path) for path in sorted(folders, reverse=True)]
 
 
-def utc_now() -> datetime:
-    """Now in UTC, without a time zone: what TIMESTAMP columns hold."""
-    return datetime.now(UTC).replace(tzinfo=None)
+def queue_lock(workspace: Workspace) -> Path:
+    """Held while a run of the workspace passes from queued to anything else, or back."""
+    return workspace.runs / ".queue.lock"
+
+
+def find_run(workspace: Workspace, run_id: str) -> RunFolder:
+    """One run by its id; raises `NotFoundError`."""
+    return RunFolder(workspace.run(run_id))
 
 
 def reason_of_death(exit_code: int | None) -> str:
-    """Why a worker ended that wrote no end itself, with the remedy; a negative exit code is a signal."""
-    if exit_code is not None and exit_code < 0:
-        hint = " (often: out of memory)" if exit_code == -9 else ""
-        return f"The worker was killed by signal {-exit_code}{hint}; resume the run or start it again."
-    if exit_code:
-        return f"The worker ended with status {exit_code} before it could say why; read the log, then start it again."
-    return "The worker is gone (killed, or the machine was restarted); resume the run or start it again."
+    """One sentence for a worker that ended without saying why; a negative exit code is a signal."""
+    if exit_code is None:
+        return "The worker is gone (killed, or the computer was restarted); resume the run or start it again."
+    if exit_code < 0:
+        why = ", most often because memory ran out" if exit_code == -9 else ""
+        return f"The worker was killed (signal {-exit_code}){why}; resume the run or start it again."
+    return f"The worker ended with exit status {exit_code} before it could say why; read the log, then start it again."
 
 
-class _ManifestPart(BaseModel):
-    part: str
-    target: str
-    rows: int
-    sha256: str
+def utc_now() -> datetime:
+    """Now, in UTC, without a time zone: what TIMESTAMP columns hold."""
+    return datetime.now(UTC).replace(tzinfo=None)
 
 
-class _Manifest(BaseModel):
-    schema_version: int
-    run_id: str
-    attempt: int
-    state: RunState
-    ended_at: str
-    parts: list[_ManifestPart]
-
-
-class _ProgressLine(BaseModel):
-    done: int
-    total: int
-    time: float
-    metrics: dict[str, float]
-
-    @classmethod
-    def validate_line(cls, raw: bytes) -> dict[str, Any]:
-        """A line of progress.jsonl: a report, or the mark of a new attempt; raises `ValueError` if torn."""
-        line = json.loads(raw)
-        if isinstance(line, dict) and set(line) == {"attempt"}:
-            return line
-        return cls.model_validate(line).model_dump()
+def utc_at(seconds: float) -> datetime:
+    """A time given in seconds since 1970, like `utc_now`."""
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
 
 
 def _read(model: type[M], path: Path) -> M | None:
@@ -499,26 +462,27 @@ def _read(model: type[M], path: Path) -> M | None:
         return None
 
 
+def _write_parquet(frame: "pd.DataFrame", file: BinaryIO) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), file, compression="zstd")
+
+
 def _may_live(state: StateFile) -> bool:
     """A process on another machine cannot be seen from here: its heartbeat tells, not we."""
     return state.process is not None and state.process.is_alive() is not False
 
 
 def _eta_s(beat: Heartbeat) -> float | None:
-    if beat.s_per_item is None or beat.progress_at is None or beat.total <= 0:
+    if beat.s_per_item is None:
         return None
     return max(0.0, beat.s_per_item * (beat.total - beat.done) - (time.time() - beat.progress_at))
 
 
-def _number(part: PartFile) -> int:
-    match = _PART_NAME.fullmatch(part.part)
-    assert match is not None
-    return int(match[2])
-
-
-def _time_of(run: RunFolder) -> datetime:
-    """When the folder came about, for a run whose spec is damaged."""
+def _time_in(run_id: str) -> datetime:
+    """When a run was created, by its id: for a run whose spec.json is damaged."""
     try:
-        return datetime.fromtimestamp(run.path.stat().st_mtime, UTC).replace(tzinfo=None)
-    except OSError:
-        return utc_now()
+        return datetime.strptime(run_id.partition("-")[0], "%Y%m%dT%H%M%S.%f")
+    except ValueError:
+        return datetime(1970, 1, 1)

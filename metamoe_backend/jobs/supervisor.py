@@ -2,59 +2,89 @@
 
     submit -> queued -> (a slot is free) -> worker process -> finished | stopped | cancelled | failed
 
-The run folders are the truth; the supervisor remembers nothing that it could not read off them again. It outlives the
-dashboard, and its workers outlive it: a new supervisor finds them by their process identity and waits for their slots.
-It ends when nothing is queued or running. Whoever submits starts one; a second one waits briefly for the lock, so that
-a run submitted while the first is leaving is not lost, and goes when the first stays.
+The run folders are the truth; the supervisor remembers nothing that it could not read off them again, except its
+children's exit codes. It outlives the dashboard, and its workers outlive it: a new supervisor finds them by their
+process identity and waits for their slots. It leaves when nothing is queued or running.
+
+No run is lost between a submit and a supervisor that is leaving: both happen under the queue's lock. A supervisor gives
+its own lock back inside it, having seen an empty queue; whoever queues a run looks inside it whether one still stays,
+and starts one if not.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
-from metamoe_backend.errors import ConflictError
-from metamoe_backend.jobs.devices import list_devices
+from metamoe_backend.errors import ConflictError, MetaMoEError, UnavailableError
+from metamoe_backend.jobs.devices import Device, list_devices, worker_environment
 from metamoe_backend.jobs.durable import locked, try_lock
-from metamoe_backend.jobs.run_folder import RunFolder, RunStatus, create_run, list_runs
+from metamoe_backend.jobs.records import NOT_MINE, StateFile
+from metamoe_backend.jobs.run_folder import RunFolder, RunStatus, create_run, list_runs, queue_lock, utc_now
 from metamoe_backend.workspace import Workspace
 
 POLL_S = 0.3
 IDLE_S = 3.0
-LOCK_WAIT_S = 8.0
 CANCEL_GRACE_S = 10.0
 """A cancelled worker that has not ended by itself after this long is killed."""
 _PROJECT = Path(__file__).resolve().parents[2]
+# -P: the folder a person happens to stand in must not shadow any module.
+SUPERVISOR_COMMAND = (sys.executable, "-P", "-m", "metamoe_backend.jobs.supervisor")
+WORKER_COMMAND = (sys.executable, "-P", "-m", "metamoe_backend.jobs.worker")
+_supervisors: list["subprocess.Popen[bytes]"] = []
+"""Supervisors this process started, so that they leave no zombie behind."""
 
 
 # ---- what pages and command line call ---------------------------------------------------------------------------
 
 
 def submit(workspace: Workspace, run: RunFolder) -> None:
-    """Put a run at the end of the queue and see to it that somebody works on the queue."""
-    with locked(_queue_lock(workspace)):
-        places = [state.place for state in _states(workspace) if state.place is not None]
-        run.write_state(
-            run.read_state_file().model_copy(update={"state": "queued", "place": max(places, default=0) + 1})
-        )
-    ensure_supervisor(workspace)
+    """Put a run at the end of the queue and see to it that somebody works on the queue.
+
+    Submitting a queued run again changes nothing. Raises `ConflictError` for a run that has started or ended.
+    """
+    with locked(queue_lock(workspace)):
+        state = run.read_state_file()
+        if state.state != "queued":
+            raise ConflictError(f"Run {run.run_id} is {state.state}; only a new run can be submitted.")
+        if state.place is None:
+            _enqueue(workspace, run, state)
+        _ensure_supervisor(workspace)
 
 
 def poll(workspace: Workspace) -> list[RunStatus]:
-    """How all runs stand, newest first."""
-    return [run.read_state() for run in list_runs(workspace)]
+    """How all runs stand, newest first. Starts a supervisor where work waits and none is there (it was killed)."""
+    statuses = [run.read_state() for run in list_runs(workspace)]
+    if any(status.place is not None and status.state in ("queued", "running") for status in statuses):
+        with locked(queue_lock(workspace)):
+            _ensure_supervisor(workspace)
+    return statuses
 
 
-def request_stop(run: RunFolder) -> None:
-    """Ask a run to save what it has and stop. A queued run is cancelled: it has nothing to save."""
-    _request(run, save=True)
+def request_stop(run: RunFolder, save: bool = True) -> None:
+    """Ask a run to save what it has and stop; a queued one does not start. Raises `ConflictError` if it has ended."""
+    with locked(queue_lock(run.workspace)):
+        state = run.settle()
+        if state.state not in ("queued", "running"):
+            raise ConflictError(f"Run {run.run_id} has ended already ({state.state}); there is nothing to stop.")
+        if state.state == "running" and not _is_out_of_reach(run):
+            run.write_request(save)
+            if state.place is not None:
+                _ensure_supervisor(run.workspace)  # it ends a worker that does not obey
+            return
+        has_saved = save and state.attempt > 0  # an earlier attempt: the run can still be resumed
+        run.write_state(
+            state.model_copy(update={"state": "stopped" if has_saved else "cancelled", "ended_at": utc_now()})
+        )
 
 
 def cancel(run: RunFolder) -> None:
     """Give a run up: at once when queued, else as soon as its worker looks, and by force after a while."""
-    _request(run, save=False)
+    request_stop(run, save=False)
 
 
 def retry(run: RunFolder) -> RunFolder:
@@ -67,67 +97,78 @@ def retry(run: RunFolder) -> RunFolder:
 
 def resume(run: RunFolder) -> None:
     """Let a stopped or failed run go on in its own folder, from its newest valid checkpoint."""
-    status = run.read_state()
-    if status.state not in ("stopped", "failed"):
-        raise ConflictError(f"Run {run.run_id} is {status.state}; only a stopped or failed run can be resumed.")
-    run.clear_request()
-    submit(run.workspace, run)
+    with locked(queue_lock(run.workspace)):
+        state = run.settle()
+        if state.state not in ("stopped", "failed"):
+            raise ConflictError(f"Run {run.run_id} is {state.state}; only a stopped or failed run can be resumed.")
+        run.clear_request()
+        _enqueue(run.workspace, run, StateFile(state="queued", attempt=state.attempt))
+        _ensure_supervisor(run.workspace)
 
 
-def move_in_queue(run: RunFolder, before: RunFolder) -> None:
-    """Let a queued run start before another queued one; raises `ConflictError` when one of them is not queued."""
-    with locked(_queue_lock(run.workspace)):
-        queued = list(_queued(run.workspace))
-        ids = [each.run_id for each in queued]
-        if run.run_id not in ids or before.run_id not in ids:
+def move_in_queue(run: RunFolder, before: RunFolder | None = None) -> None:
+    """Let a queued run start before another queued one, or (None) last.
+
+    Raises `ConflictError` when one of them is not queued any more.
+    """
+    with locked(queue_lock(run.workspace)):
+        queued = {each.run_id: each for each in _queued(run.workspace)}
+        if run.run_id not in queued or (before is not None and before.run_id not in queued):
             raise ConflictError("Only queued runs can be moved; one of the two has started or ended meanwhile.")
-        order = [each for each in queued if each.run_id != run.run_id]
-        order.insert([each.run_id for each in order].index(before.run_id), run)
-        places = sorted(each.read_state_file().place or 0 for each in queued)
-        for each, place in zip(order, places, strict=True):
+        if before is not None and before.run_id == run.run_id:
+            return
+        order = [run_id for run_id in queued if run_id != run.run_id]
+        order.insert(len(order) if before is None else order.index(before.run_id), run.run_id)
+        places = [each.read_state_file().place for each in queued.values()]
+        for run_id, place in zip(order, places, strict=True):
+            each = queued[run_id]
             each.write_state(each.read_state_file().model_copy(update={"place": place}))
 
 
-def ensure_supervisor(workspace: Workspace) -> None:
-    """Start a supervisor for this workspace; it leaves by itself when another one stays."""
-    with open(workspace.runs / ".supervisor.log", "ab") as log:
-        subprocess.Popen(
-            [sys.executable, "-m", "metamoe_backend.jobs.supervisor", str(workspace.root.resolve())],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=_PROJECT,
-            start_new_session=True,
+def _queued(workspace: Workspace) -> list[RunFolder]:
+    """Runs waiting in the queue, next one first. Runs without a place are somebody else's (in place, Slurm)."""
+    states = [(run, run.read_state_file()) for run in list_runs(workspace)]
+    waiting = [
+        (state.place, run.run_id, run) for run, state in states if state.state == "queued" and state.place is not None
+    ]
+    return [run for _, _, run in sorted(waiting, key=lambda each: each[:2])]
+
+
+def _enqueue(workspace: Workspace, run: RunFolder, state: StateFile) -> None:
+    last = max((each.read_state_file().place or 0 for each in _queued(workspace)), default=0)
+    run.write_state(state.model_copy(update={"place": last + 1}))
+
+
+def _is_out_of_reach(run: RunFolder) -> bool:
+    """A run of another machine that gives no sign of life: nobody there will read a request."""
+    process = run.read_state_file().process
+    return process is not None and process.is_alive() is None and not run.read_state().responding
+
+
+def _ensure_supervisor(workspace: Workspace) -> None:
+    """Start a supervisor unless one stays. Hold the queue's lock."""
+    _supervisors[:] = [process for process in _supervisors if process.poll() is None]
+    lock = try_lock(_supervisor_lock(workspace))
+    if lock is None:
+        return
+    lock.close()
+    with (workspace.runs / ".supervisor.log").open("ab") as log:
+        command = [*SUPERVISOR_COMMAND, str(workspace.root.resolve())]
+        _supervisors.append(
+            subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(), start_new_session=True
+            )
         )
 
 
-def _request(run: RunFolder, save: bool) -> None:
-    with locked(_queue_lock(run.workspace)):
-        state = run.read_state_file()
-        if state.state == "queued":
-            run.write_state(state.model_copy(update={"state": "cancelled"}))
-            return
-    if run.read_state().state != "running":
-        raise ConflictError(f"Run {run.run_id} has ended already; there is nothing to stop.")
-    run.write_request(save)
+def _supervisor_lock(workspace: Workspace) -> Path:
+    return workspace.runs / ".supervisor.lock"
 
 
-def _queue_lock(workspace: Workspace) -> Path:
-    return workspace.runs / ".queue.lock"
-
-
-def _states(workspace: Workspace) -> Iterator:
-    return (run.read_state_file() for run in list_runs(workspace))
-
-
-def _queued(workspace: Workspace) -> Iterator[RunFolder]:
-    """Runs waiting in the queue, next one first. Runs without a place are somebody else's (inline, Slurm)."""
-    waiting = [
-        (state.place, run)
-        for run in list_runs(workspace)
-        if (state := run.read_state_file()).state == "queued" and state.place is not None
-    ]
-    return (run for _, run in sorted(waiting, key=lambda pair: pair[0]))
+def _environment() -> dict[str, str]:
+    """Ours, with this project importable wherever the process stands."""
+    paths = [str(_PROJECT), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
 # ---- the supervisor's own process -------------------------------------------------------------------------------
@@ -136,115 +177,139 @@ def _queued(workspace: Workspace) -> Iterator[RunFolder]:
 class Supervisor:
     """Workers by run, and the devices they hold."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(
+        self, workspace: Workspace, devices: Sequence[Device], worker_command: Sequence[str] = WORKER_COMMAND
+    ) -> None:
         self.workspace = workspace
-        self.children: dict[str, subprocess.Popen[bytes]] = {}
-        self.devices = [device.name for device in list_devices()]
+        self.devices = {device.name: device for device in devices}
+        self.worker_command = worker_command
+        self.children: dict[RunFolder, tuple[subprocess.Popen[bytes], StateFile, str]] = {}
+        """Process, the state it was started from, and its device."""
 
-    def work(self) -> None:
-        """Until nothing has been queued or running for a while."""
-        idle_since = time.monotonic()
-        while time.monotonic() - idle_since < IDLE_S:
+    def work(self, lock: BinaryIO) -> None:
+        """Until nothing has been queued or running for a while; then gives `lock` back."""
+        busy_at = time.monotonic()
+        while True:
             if self.step():
-                idle_since = time.monotonic()
+                busy_at = time.monotonic()
+            elif time.monotonic() - busy_at >= IDLE_S and self._leave(lock):
+                return
             time.sleep(POLL_S)
 
     def step(self) -> bool:
         """See to what has ended, start what can start; returns whether anything is queued or running."""
-        busy = self._settle_running()
-        waiting = False
-        for run in _queued(self.workspace):
-            if run.run_id in self.children:
-                continue
-            wanted = _wanted_device(run)
-            if wanted != "auto" and wanted not in self.devices:
-                there = ", ".join(self.devices)
-                error = f"Device {wanted} does not exist on this machine (there are: {there}); choose another."
-                run.write_state(run.read_state_file().model_copy(update={"state": "failed", "error": error}))
-                continue
-            waiting = True
-            device = self._find_slot(run, busy)
-            if device is not None:
-                self._start(run, device)
-                busy.add(device)
-        return waiting or bool(busy) or bool(self.children)
+        self._reap()
+        with locked(queue_lock(self.workspace)):
+            busy = self._adopt() | {device for _, _, device in self.children.values()}
+            queued = [run for run in _queued(self.workspace) if run not in self.children]
+            for run in queued:
+                try:
+                    device = find_slot(_wanted_device(run), list(self.devices), busy)
+                    if device is not None:
+                        self._start(run, device)
+                        busy.add(device)
+                except (MetaMoEError, OSError) as error:
+                    self._end(run, run.read_state_file().model_copy(update={"state": "failed", "error": str(error)}))
+        return bool(queued or busy)
 
-    def _settle_running(self) -> set[str]:
-        """Write down the end of workers that could not do so themselves; returns the devices still held."""
-        busy: set[str] = set()
+    def _leave(self, lock: BinaryIO) -> bool:
+        with locked(queue_lock(self.workspace)):
+            if _queued(self.workspace):
+                return False
+            lock.close()
+            return True
+
+    def _reap(self) -> None:
+        """Write down the end of children that could not do so themselves."""
+        for run, (process, started_from, _) in list(self.children.items()):
+            exit_code = process.poll()
+            if exit_code is None:
+                self._enforce_cancel(run)
+                continue
+            del self.children[run]
+            with locked(queue_lock(self.workspace)):
+                state = run.read_state_file()
+                settled = run.settle(exit_code)
+                unclaimed = state.state == "queued" and state.attempt == started_from.attempt
+                if unclaimed and exit_code != NOT_MINE:
+                    why = f"The worker could not start (exit status {exit_code}); read the log, then resume the run."
+                    settled = state.model_copy(update={"state": "failed", "error": why})
+                if settled.attempt == started_from.attempt + 1 and settled.state not in ("queued", "running"):
+                    settled = settled.model_copy(update={"exit_code": exit_code})
+                if settled != state:
+                    self._end(run, settled)
+
+    def _adopt(self) -> set[str]:
+        """The devices held by workers of an earlier supervisor; the end of those that are gone is written down."""
+        held = set()
         for run in list_runs(self.workspace):
             state = run.read_state_file()
-            child = self.children.get(run.run_id)
-            exit_code = child.poll() if child is not None else None
-            if state.place is None or (child is None and state.state != "running"):
+            if state.place is None or state.state != "running" or run in self.children:
                 continue
-            if child is not None and exit_code is None:
-                busy.add(getattr(child, "device", "cpu"))
+            settled = run.settle()
+            if settled.state != "running":
+                self._end(run, settled)
+            elif settled.process is not None and settled.process.is_alive():
+                held.add(settled.device or "cpu")
                 self._enforce_cancel(run)
-                continue
-            if child is not None:
-                del self.children[run.run_id]
-            settled = run.settle(exit_code)
-            if settled.state == "running":  # adopted from an earlier supervisor
-                busy.add(settled.device or "cpu")
-                self._enforce_cancel(run)
-            elif settled != state:
-                run.write_state(settled)
-            elif state.state == "queued" and exit_code not in (None, 0, 3):
-                message = f"The worker could not start (status {exit_code}); read the log, then start it again."
-                run.write_state(state.model_copy(update={"state": "failed", "error": message, "exit_code": exit_code}))
-        return busy
+        return held
 
     def _enforce_cancel(self, run: RunFolder) -> None:
-        request, state = run.read_request(), run.read_state_file()
+        request, process = run.read_request(), run.read_state_file().process
         if request is None or request.save or time.time() - request.at < CANCEL_GRACE_S:
             return
-        if state.process is not None and state.process.is_alive():
-            os.kill(state.process.pid, 9)
-
-    def _find_slot(self, run: RunFolder, busy: set[str]) -> str | None:
-        wanted = _wanted_device(run)
-        gpus = [name for name in self.devices if name != "cpu"]
-        candidates = (gpus or ["cpu"]) if wanted == "auto" else [wanted]
-        return next((name for name in candidates if name not in busy), None)
+        if process is not None and process.is_alive():
+            try:
+                os.killpg(process.pid, signal.SIGKILL)  # with the data loaders and ranks it started
+            except ProcessLookupError:
+                os.kill(process.pid, signal.SIGKILL)  # started by hand, in somebody else's group
 
     def _start(self, run: RunFolder, device: str) -> None:
-        command = [sys.executable, "-m", "metamoe_backend.jobs.worker", str(run.path), "--device", device]
-        # Device numbers mean the same to NVIDIA's library and to torch only in PCI order.
-        environment = {**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTHONUNBUFFERED": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_PROJECT), os.environ.get("PYTHONPATH")]))
         cwd = Path(run.read_spec().cwd)
         with run.log_file.open("ab") as log:
-            child = subprocess.Popen(
-                command,
+            process = subprocess.Popen(
+                [*self.worker_command, str(run.path.resolve()), "--device", device],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd=cwd if cwd.is_dir() else _PROJECT,
-                env=environment,
+                cwd=cwd if cwd.is_dir() else run.path,
+                env=_environment() | worker_environment(self.devices[device]),
                 start_new_session=True,
             )
-        child.device = device  # type: ignore[attr-defined]
-        self.children[run.run_id] = child
+        self.children[run] = (process, run.read_state_file(), device)
+
+    def _end(self, run: RunFolder, state: StateFile) -> None:
+        run.write_state(state.model_copy(update={"ended_at": state.ended_at or utc_now()}))
+        print(f"{utc_now():%Y-%m-%d %H:%M:%S} {run.run_id}: {state.state} {state.error or ''}", flush=True)
+
+
+def find_slot(wanted: str, devices: Sequence[str], busy: set[str]) -> str | None:
+    """The device a run gets now, or None: it waits. `auto` is any GPU, or the CPU of a machine without one.
+
+    Raises `UnavailableError` for a device that this machine does not have.
+    """
+    gpus = [name for name in devices if name != "cpu"]
+    choices = {"auto": gpus or ["cpu"], "cuda": gpus}.get(wanted, [wanted])
+    if not set(choices) & set(devices):
+        raise UnavailableError(
+            f"Device {wanted} does not exist here (there are: {', '.join(devices)}); choose another."
+        )
+    return next((name for name in choices if name not in busy), None)
 
 
 def _wanted_device(run: RunFolder) -> str:
-    wanted = str(run.read_spec().config.get("device", "auto"))
-    return "cuda:0" if wanted == "cuda" else wanted
+    """A stage without a device setting does not need a GPU."""
+    return str(run.read_spec().config.get("device", "cpu"))
 
 
-def main() -> int:
+def main(arguments: Sequence[str], worker_command: Sequence[str] = WORKER_COMMAND) -> int:
     """Work on a workspace's queue, unless another supervisor does."""
-    workspace = Workspace(Path(sys.argv[1]))
-    deadline = time.monotonic() + LOCK_WAIT_S
-    while (lock := try_lock(workspace.runs / ".supervisor.lock")) is None:
-        if time.monotonic() > deadline:
-            return 0
-        time.sleep(POLL_S)
-    with lock:
-        Supervisor(workspace).work()
+    workspace = Workspace(Path(arguments[0]))
+    lock = try_lock(_supervisor_lock(workspace))
+    if lock is not None:
+        Supervisor(workspace, list_devices(), worker_command).work(lock)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

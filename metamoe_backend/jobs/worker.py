@@ -1,75 +1,91 @@
 """The one entry point of a job, whoever starts it: `python -m metamoe_backend.jobs.worker RUN_DIR [--device DEVICE]`.
 
-Loads what was asked for, computes, hands over. Exit status: 0 ended as asked (finished, stopped, cancelled), 2 a
-person's mistake, 1 a bug; 3 when another worker holds the run.
+Loads what was asked for, computes, hands over. SIGTERM means stop and save. Exit status: 0 ended as asked (finished,
+stopped, cancelled), 2 a person's mistake, 1 a bug, 3 not started because the run is not this worker's to start.
 """
 
 import argparse
+import os
 import signal
 import sys
-import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-from metamoe_backend.errors import MetaMoEError, StopRequested
+from metamoe_backend.errors import ConflictError, NotFoundError, StopRequested, UserError
 from metamoe_backend.jobs.context import RunContext
-from metamoe_backend.jobs.durable import try_lock
+from metamoe_backend.jobs.records import NOT_MINE
 from metamoe_backend.jobs.run_folder import RunFolder
 from metamoe_backend.pipeline import STAGES
-from metamoe_backend.rows import RunState
 from metamoe_backend.stage import Stage
 
 
 def run(run_dir: Path, stages: Mapping[str, Stage] = STAGES, device: str | None = None) -> int:
-    """Work on one run until its end and return the exit status."""
-    folder = RunFolder(run_dir)
-    lock = try_lock(folder.worker_lock)
-    if lock is None:
-        print(f"Another worker is at run {folder.run_id}; this one leaves it alone.", file=sys.stderr)
-        return 3
-    with lock:
-        context = RunContext(folder)
-        spec = folder.read_spec()
+    """Work on one run until its end and return the exit status.
+
+    `device` is the slot this process was given: cpu, or cuda:N with that GPU as the only one it can see.
+    """
+    folder = RunFolder(run_dir.resolve())
+    context = RunContext(folder)
+    try:
         context.start(device)
-        # SIGTERM (a scheduler's or a person's) means: save what there is, then stop.
-        signal.signal(signal.SIGTERM, lambda *_: folder.write_request(save=True))
-        context.log(f"{spec.stage} {spec.name}: started by {spec.by}")
-        try:
-            stage = stages[spec.stage]
-            config = folder.parse_config(stage.config)
-            if device is not None and hasattr(config, "device"):
-                config = config.model_copy(update={"device": device})
-            stage.compute(folder.read_inputs(), config, context)
-        except StopRequested as stop:
-            context.stop_asked = stop
-        except MetaMoEError as error:
-            context.log(str(error))
-            context.fail(error)
-            return 2
-        except BaseException as error:
-            context.log(traceback.format_exc())
-            context.fail(f"{type(error).__name__}: {error}")
-            raise
-        state = _end_state(context.stop_asked)
-        context.log(f"{spec.stage} {spec.name}: {state}")
-        context.finish(state)
-        return 0
+    except ConflictError as error:
+        print(error, file=sys.stderr)
+        return NOT_MINE
+    _stop_on_sigterm(context)
+    try:
+        _compute(folder, stages, device, context)
+        context.finish()
+    except UserError as error:
+        context.fail(error)
+        return 2
+    except BaseException as error:  # noqa: BLE001 - the last line of defence: kept in the run's state and log
+        context.fail(error)
+        return 1
+    return 0
 
 
-def _end_state(stop: StopRequested | None) -> RunState:
-    if stop is None:
-        return "finished"
-    return "stopped" if stop.save else "cancelled"
+def _compute(folder: RunFolder, stages: Mapping[str, Stage], device: str | None, context: RunContext) -> None:
+    spec = folder.read_spec()
+    if spec.stage not in stages:
+        raise NotFoundError(f"There is no stage {spec.stage!r} (there are: {', '.join(stages)}).")
+    stage = stages[spec.stage]
+    config: Any = folder.parse_config(stage.config)
+    if device is not None and hasattr(config, "device"):
+        config = config.model_copy(update={"device": device.partition(":")[0]})
+    context.log(f"{spec.stage} {spec.name}: started by {spec.by} on {device or 'this machine'}")
+    try:
+        stage.compute(folder.read_inputs(), config, context)
+    except StopRequested as stop:
+        context.stop_asked = stop
 
 
-def main() -> int:
-    """Parse the command line and work on the run it names."""
-    parser = argparse.ArgumentParser(description="Work on one run.")
+def _stop_on_sigterm(context: RunContext) -> None:
+    owner = os.getpid()
+
+    def stop(signal_number: int, _: FrameType | None) -> None:
+        if os.getpid() == owner:
+            context.terminated.set()
+        else:  # a forked child (a data loader) has this handler, too, and must still die of the signal
+            signal.signal(signal_number, signal.SIG_DFL)
+            os.kill(os.getpid(), signal_number)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def main(arguments: Sequence[str], stages: Mapping[str, Stage] = STAGES) -> int:
+    """Send all output to the run's log and work on the run the arguments name."""
+    parser = argparse.ArgumentParser(prog="python -m metamoe_backend.jobs.worker", description="Work on one run.")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--device")
-    options = parser.parse_args()
-    return run(options.run_dir, device=options.device)
+    options = parser.parse_args(arguments)
+    with RunFolder(options.run_dir).log_file.open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    return run(options.run_dir, stages, options.device)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

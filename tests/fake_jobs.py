@@ -1,0 +1,84 @@
+"""A stage that does nothing but behave: it counts, waits, obeys or not, fails, or is killed. Run as a script, this file
+is the worker or the supervisor that knows this stage."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from metamoe_backend.config import Device, StageConfig
+from metamoe_backend.errors import InputError, StopRequested
+from metamoe_backend.jobs import supervisor, worker
+from metamoe_backend.stage import Context, Inputs, Stage
+
+SCRIPT = Path(__file__).resolve()
+WORKER_COMMAND = (sys.executable, str(SCRIPT), "worker")
+SUPERVISOR_COMMAND = (sys.executable, str(SCRIPT), "supervisor")
+PATIENCE_S = 180
+"""A guard against a test that hangs for ever; no test expects anything to happen within a time."""
+
+
+class CountConfig(StageConfig):
+    steps: int = 3
+    device: Device = "auto"
+    until: str = ""
+    """After counting, report on until this file exists."""
+    then: Literal["end", "mistake", "bug", "die", "print"] = "end"
+    obey: Literal["at once", "after saving", "never"] = "at once"
+
+
+def compute(inputs: Inputs, config: CountConfig, context: Context) -> None:
+    try:
+        _count(inputs, config, context)
+    except StopRequested as stop:
+        if config.obey == "at once" or not stop.save:
+            raise
+        (context.scratch / "saved").write_text("saved")
+    if config.then == "mistake":
+        raise InputError("Line 17 of questions.csv has no answer; fill it in.")
+    if config.then == "bug":
+        raise KeyError("nobody thought of this")
+    if config.then == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if config.then == "print":
+        print("printed by the stage")
+        os.system("echo printed by a program it started")
+
+
+def _count(inputs: Inputs, config: CountConfig, context: Context) -> None:
+    offset = sum(len(frame) for frame in inputs.values())
+    for step in range(config.steps):
+        text = os.environ.get("CUDA_VISIBLE_DEVICES", "unset") + f" {config.device} {Path.cwd()}"
+        rows = pd.DataFrame({"line": [step + 1 + offset], "reason": ["counted"], "text": [text]})
+        context.emit("rejected_row", rows)
+        context.progress(step + 1, config.steps, loss=1 / (step + 1))
+    while config.until and not Path(config.until).exists():
+        time.sleep(0.02)
+        try:
+            context.progress(config.steps, config.steps)
+        except StopRequested:
+            if config.obey != "never":
+                raise
+
+
+STAGES = {"count": Stage("count", CountConfig, (), ("rejected_row",), lambda store, config: {}, compute)}
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    """Look until the condition holds, and return it."""
+    give_up_at = time.monotonic() + PATIENCE_S
+    while not (found := condition()):
+        assert time.monotonic() < give_up_at, "what the test waits for does not happen"
+        time.sleep(0.05)
+    return found
+
+
+if __name__ == "__main__":
+    supervisor.IDLE_S, supervisor.CANCEL_GRACE_S, supervisor.POLL_S = 0.5, 1.0, 0.05
+    role, *arguments = sys.argv[1:]
+    sys.exit(worker.main(arguments, STAGES) if role == "worker" else supervisor.main(arguments, WORKER_COMMAND))
