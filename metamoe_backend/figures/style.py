@@ -21,7 +21,7 @@ def finish(figure: go.Figure, height: int | None = None, legend: bool = True) ->
     figure.update_layout(
         margin={"l": 8, "r": 8, "t": 28 if legend else 8, "b": 8},
         showlegend=legend,
-        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "title": None},
+        legend={"orientation": "h", "traceorder": "normal", "y": 1.0, "yanchor": "bottom", "x": 0, "title": None},
         height=height,
         hoverlabel={"align": "left"},
     )
