@@ -68,7 +68,9 @@ def _load(repo: str, config_name: str | None, split: str, stream: bool) -> "Data
     except (ValueError, RuntimeError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
         # An unknown configuration or split, a repository without data files, one that holds a loading script.
         why = " ".join(str(error).split())[:300]
-        raise InputError(f"hub:{repo} cannot be read ({why}); name a configuration with hub:{repo}:CONFIG.") from None
+        raise InputError(
+            f"hub:{repo} cannot be read ({why}); name another split, or a configuration as hub:{repo}:CONFIG."
+        ) from None
 
 
 def _read_rows(repo: str, rows: "Dataset | IterableDataset") -> Iterator[Record]:
@@ -77,8 +79,11 @@ def _read_rows(repo: str, rows: "Dataset | IterableDataset") -> Iterator[Record]
     while True:
         try:
             values = next(iterator, None)
-        except (ConnectionError, TimeoutError) as error:
-            raise _unreachable(repo, str(error)) from None
+        except ValueError as error:
+            why = " ".join(str(error).split())[:300]
+            raise InputError(f"hub:{repo} holds a damaged file ({why}); choose another data set.") from None
+        except Exception as error:  # the connection broke: any of the http client's errors
+            raise _unreachable(repo, str(error)) from error
         if values is None:
             return
         number += 1
