@@ -86,8 +86,10 @@ def _predict_unseen(
 
 def _fit(vectors: np.ndarray, labels: np.ndarray, names: list[str], strength: float) -> TaskRouter:
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
-    model: Any = LogisticRegression(C=strength, max_iter=2000).fit(vectors.astype(np.float64), labels)
+    with threadpool_limits(1):  # the matrices are small: threads that wait for each other made this 20 times slower
+        model: Any = LogisticRegression(C=strength, max_iter=2000).fit(vectors.astype(np.float64), labels)
     weight, bias = model.coef_, model.intercept_
     if len(names) == 2:  # scikit-learn keeps one row, the second class's log odds
         weight, bias = np.vstack([np.zeros_like(weight), weight]), np.concatenate([[0.0], bias])
