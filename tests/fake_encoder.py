@@ -1,6 +1,6 @@
 """A deterministic encoder without a model: a hashed bag of words, so that texts that share words lie near each other.
 
-from fake_encoder import FakeEncoder, install
+from tests.fake_encoder import FakeEncoder, install
 
 def test_something(monkeypatch):
     encoder = install(monkeypatch)      # every `load_encoder("minilm")` now gives this one
