@@ -182,7 +182,7 @@ def _fetch_from_hub(base: str) -> Path:
 
     remedy = f"use the packaged base model {DEFAULT_BASE} or a local folder"
     try:
-        return Path(snapshot_download(base, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(base, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]))
     except GatedRepoError:
         raise UnavailableError(
             f"The hub does not give out {base!r} without permission; log in with `hf auth login`, or {remedy}."
