@@ -360,6 +360,20 @@ def test_a_loss_that_becomes_nan_ends_the_run_with_the_step(tmp_path: Path, load
         )  # fmt: skip
 
 
+def test_too_little_memory_is_a_sentence(tmp_path: Path, loaded) -> None:
+    model = expert.add_lora(loaded.model, LoraSettings(rank=2), 0)
+    examples = expert.make_question_examples(loaded.tokenizer, make_questions(), 64)
+
+    def exhaust(batch) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(ConfigError, match=r"batches of 8 questions of up to \d+ tokens; lower optim.batch_size"):
+        run_training(
+            model, examples, [], OptimSettings(steps=2, batch_size=8), RecordingContext(tmp_path),
+            device=loaded.device, pad_token=256, before_forward=exhaust,
+        )  # fmt: skip
+
+
 def test_unknown_targets_name_the_modules_there_are(tmp_path: Path, base_folder: Path) -> None:
     config = make_config(base_folder, {"targets": ["q_proj", "query", "mlp"]})
     with pytest.raises(ConfigError, match=r"query, mlp matches no linear module.*q_proj, k_proj, v_proj, o_proj"):
@@ -408,3 +422,19 @@ def test_a_mixed_sample_is_the_union_of_the_experts_samples() -> None:
     assert mixed["question_id"].tolist() == sorted(mixed["question_id"], key=lambda name: int(name[1:]))
     assert set(mixed["question_id"]) != set(balanced_sample(questions, 120, seed=4)["question_id"])
     assert len(balanced_sample(questions, None, 0)) == 900
+
+
+@pytest.mark.model
+def test_the_packaged_model_learns(tmp_path: Path) -> None:
+    config = make_config(Path("unused")).model_copy(
+        update={
+            "base": "smollm2-135m",
+            "optim": OptimSettings(steps=6, batch_size=4, learning_rate=2e-3, max_tokens=48, eval_share=0),
+        }
+    )
+    context = train(tmp_path, config)
+    losses = [metrics["loss"] for _, _, metrics in context.reports if metrics]
+    assert losses[-1] < 0.6 * losses[0]
+    assert context.rows("adapter")["base"].tolist() == ["smollm2-135m"]
+    weights = read_adapter(tmp_path / "adapters" / "copy", load_base("smollm2-135m", "cpu").model)
+    assert len(weights.modules) == 3 * 30

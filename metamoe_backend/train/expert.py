@@ -1,5 +1,6 @@
 """Stage "train": one LoRA adapter, for an expert's skills, or for all of a plan's skills together (mixed)."""
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -105,17 +106,18 @@ def add_lora(model: "nn.Module", lora: LoraSettings, seed: int) -> Any:
             f"lora.targets: {', '.join(unknown)} matches no linear module of the base model; choose among "
             f"{', '.join(known)}."
         )
-    torch.manual_seed(seed)
-    return get_peft_model(
-        model,  # type: ignore[arg-type]
-        LoraConfig(
-            task_type="CAUSAL_LM",
-            r=lora.rank,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]
-            lora_dropout=lora.dropout,
-            target_modules=lora.targets,
-        ),
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
     )
+    torch.manual_seed(seed % 2**32)
+    with warnings.catch_warnings():
+        # PEFT asks transformers under a name that is going away: nothing for a run's log.
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(model, config)  # type: ignore[arg-type]
 
 
 def list_linear_modules(model: Any) -> list[str]:

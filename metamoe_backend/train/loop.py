@@ -62,9 +62,12 @@ def run_training(
     training goes on from the newest complete one. `before_forward(batch)` is called before every forward pass, with
     `batch["extra"]` [B, E] where the examples carry vectors; `auxiliary_loss()` after every training pass.
 
-    Raises `ConfigError` when there is nothing to train on or the loss becomes NaN, and `StopRequested` on a cancel.
+    Raises `ConfigError` when there is nothing to train on, the loss becomes NaN or the device's memory is too small,
+    and `StopRequested` on a cancel.
     A stop-and-save returns normally, with `stop` set.
     """
+    import torch
+
     if not len(examples):
         raise ConfigError("There are no questions to train on; choose another plan, split or limit.")
     _silence()
@@ -77,7 +80,13 @@ def run_training(
     found = find_checkpoint(context.scratch)
     if found:
         context.log(f"Going on from {found.name}.")
-    trainer.train(resume_from_checkpoint=str(found) if found else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(found) if found else None)
+    except torch.OutOfMemoryError:
+        raise ConfigError(
+            f"{device} ran out of memory at batches of {planned.shape[1]} questions of up to {lengths.max()} tokens; "
+            "lower optim.batch_size or optim.max_tokens, or choose another device."
+        ) from None
     _require_finite(trainer, optim)
     model.eval()
     state = trainer.state
@@ -107,7 +116,7 @@ def _make_trainer(
         per_device_train_batch_size=planned.shape[1],
         learning_rate=optim.learning_rate,
         max_grad_norm=1.0,
-        seed=optim.seed,
+        seed=optim.seed % 2**32,  # as much as numpy takes
         save_strategy="steps",
         save_steps=optim.save_every,
         logging_strategy="no",
