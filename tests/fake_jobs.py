@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
-
 from metamoe_backend.config import Device, StageConfig
 from metamoe_backend.errors import InputError, StopRequested
 from metamoe_backend.jobs import supervisor, worker
@@ -51,6 +49,8 @@ def compute(inputs: Inputs, config: CountConfig, context: Context) -> None:
 
 
 def _count(inputs: Inputs, config: CountConfig, context: Context) -> None:
+    import pandas as pd  # not at the top: the supervisor does without
+
     offset = sum(len(frame) for frame in inputs.values())
     for step in range(config.steps):
         text = os.environ.get("CUDA_VISIBLE_DEVICES", "unset") + f" {config.device} {Path.cwd()}"
