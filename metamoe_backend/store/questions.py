@@ -118,3 +118,8 @@ def fetch_meta_question_history(store: Store, question_id: str) -> pd.DataFrame:
 def fetch_rejected_rows(store: Store, run_id: str) -> pd.DataFrame:
     """Rows one ingest left out: line, reason, text."""
     return store.frame("SELECT line, reason, text FROM rejected_row WHERE run_id = ? ORDER BY line", [run_id])
+
+
+def count_ingested(store: Store, run_id: str) -> int:
+    """Questions that one ingest added."""
+    return int(store.value("SELECT count(*) FROM question WHERE run_id = ?", [run_id]))

@@ -15,7 +15,7 @@ from metamoe_backend.ingest.formats import FIELDS
 from metamoe_backend.ingest.generators import list_generators
 from metamoe_backend.ingest.stage import Preview, read_preview
 from metamoe_backend.launch import run_now
-from metamoe_backend.store.questions import fetch_rejected_rows
+from metamoe_backend.store.questions import count_ingested, fetch_rejected_rows
 from pages.shared.i18n import _
 from pages.shared.layout import confirm, plain
 from pages.shared.state import get_person, get_store, get_workspace
@@ -213,7 +213,7 @@ def render_import_result() -> None:
     store = get_store()
     if st.session_state.get("import_told") != run_id:
         st.session_state["import_told"] = run_id
-        added = int(store.value("SELECT count(*) FROM question WHERE run_id = ?", [run_id]))
+        added = count_ingested(store, run_id)
         confirm(_("{n} questions imported into {task}.").format(n=f"{added:,}", task=plain(task)))
     rejected = fetch_rejected_rows(store, run_id)
     if len(rejected):
