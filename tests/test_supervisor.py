@@ -337,6 +337,18 @@ def test_no_run_is_lost_when_the_supervisor_is_leaving(queue: Workspace, monkeyp
     assert {run.read_state_file().place for run in runs} != {None}
 
 
+def test_a_supervisor_that_wants_to_leave_looks_once_more(queue: Workspace) -> None:
+    lock = try_lock(queue.runs / ".supervisor.lock")
+    assert lock is not None
+    leaving = Supervisor(queue, [CPU], WORKER_COMMAND)
+    assert not leaving.step()
+    run = submit_run(queue)  # at this very moment; it sees a supervisor and starts none
+    assert not leaving.leave(lock) and not lock.closed and not find_processes(queue)
+    cancel(run)
+    assert leaving.leave(lock)
+    wait_until(submit_run(queue), "finished")  # from now on a new one is started
+
+
 def test_one_supervisor_a_workspace(queue: Workspace) -> None:
     held = try_lock(queue.runs / ".supervisor.lock")
     assert held is not None and try_lock(queue.runs / ".supervisor.lock") is None

@@ -192,7 +192,7 @@ class Supervisor:
         while True:
             if self.step():
                 busy_at = time.monotonic()
-            elif time.monotonic() - busy_at >= IDLE_S and self._leave(lock):
+            elif time.monotonic() - busy_at >= IDLE_S and self.leave(lock):
                 return
             time.sleep(POLL_S)
 
@@ -212,7 +212,8 @@ class Supervisor:
                     self._end(run, run.read_state_file().model_copy(update={"state": "failed", "error": str(error)}))
         return bool(queued or busy)
 
-    def _leave(self, lock: BinaryIO) -> bool:
+    def leave(self, lock: BinaryIO) -> bool:
+        """Give `lock` back unless something was queued meanwhile; whoever queues later starts a new supervisor."""
         with locked(queue_lock(self.workspace)):
             if _queued(self.workspace):
                 return False

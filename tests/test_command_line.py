@@ -1,0 +1,188 @@
+"""The command line shown beside a job does what the job does: it is parsed again, by the real parser and verbs."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from metamoe_backend import verbs
+from metamoe_backend.cli import build_parser
+from metamoe_backend.config import (
+    DEFAULT_BASE,
+    ClusterConfig,
+    EmbedConfig,
+    EvaluateConfig,
+    FreezeConfig,
+    ImportAdapterConfig,
+    IngestConfig,
+    LoraSettings,
+    MetaQuestionConfig,
+    MoeConfig,
+    OptimSettings,
+    StageConfig,
+    SuggestConfig,
+    TrainConfig,
+    parse_config,
+)
+from metamoe_backend.jobs.command_line import command_line, make_command_line
+from metamoe_backend.jobs.run_folder import create_run
+from metamoe_backend.pipeline import STAGES
+from metamoe_backend.workspace import DEFAULT_WORKSPACE, Workspace
+
+HERE = Workspace(DEFAULT_WORKSPACE)
+
+
+class Asked(Exception):
+    """What a verb asked for, instead of doing it."""
+
+
+@pytest.fixture
+def verbs_that_only_ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def ask(store: Any, stage: str, values: dict[str, Any], *_: Any) -> None:
+        raise Asked(stage, parse_config(STAGES[stage].config, values))
+
+    for name in ("run_now", "launch"):
+        monkeypatch.setattr(verbs, name, ask)
+    monkeypatch.setattr(verbs, "_newest_plan", lambda store: "the newest")
+    monkeypatch.setattr(verbs, "_open", lambda options: (tmp_path / "store").open("w"))
+
+
+def ask_again(line: str) -> tuple[str, StageConfig]:
+    """The stage and settings that a command line asks for."""
+    words = shlex.split(line)
+    assert words[:3] == ["python", "-m", "metamoe_backend"]
+    options = build_parser().parse_args(words[3:])
+    with pytest.raises(Asked) as asked:
+        getattr(verbs, "run_" + options.verb.replace("-", "_"))(options)
+    return asked.value.args
+
+
+CASES: list[tuple[str, StageConfig, str]] = [
+    ("ingest", IngestConfig(source="reasoning_gym:chain_sum", limit=9), "ingest reasoning_gym:chain_sum --limit 9"),
+    (
+        "ingest",
+        IngestConfig(
+            source="my file.csv", task="a/b", mapping={"prompt": "the question", "answer": "12"}, keep_good=True
+        ),
+        """ingest 'my file.csv' --task a/b --map 'prompt=the question' 'answer="12"' --keep-good""",
+    ),
+    (
+        "ingest",
+        IngestConfig(source="x.tsv", options={"min_terms": 2, "words": ["a"]}, choices=["yes", "no"]),
+        """ingest x.tsv --option min_terms=2 'words=["a"]' --choices yes no""",
+    ),
+    (
+        "meta-questions",
+        MetaQuestionConfig(method="llm", tasks=["a", "b"], prompt="Say it's $HOME: {question}"),
+        """meta-questions --method llm --task a --task b --set 'prompt=Say it'"'"'s $HOME: {question}'""",
+    ),
+    ("embed", EmbedConfig(encoder="e5", of="meta-question"), "embed --encoder e5 --of meta-question"),
+    ("cluster", ClusterConfig(neighbours=30, min_dist=0.0), "cluster --neighbours 30 --set min_dist=0.0"),
+    ("suggest", SuggestConfig(seed=3), "suggest --seed 3"),
+    ("freeze", FreezeConfig(labelling="v1"), "freeze v1 --threshold 1.01"),
+    (
+        "import",
+        ImportAdapterConfig(source="hub:x", name="arith", trained_on=["t", "u"]),
+        "import hub:x arith --trained-on t u",
+    ),
+    ("train", TrainConfig(name="logic", plan="one"), "train expert logic --plan one"),
+    (
+        "train",
+        TrainConfig(
+            kind="mixed", name="mixed", plan="one", device="cuda:1", optim=OptimSettings(steps=5, warmup_share=0)
+        ),
+        "train mixed mixed --plan one --steps 5 --device cuda:1 --set optim.warmup_share=0.0",
+    ),
+    (
+        "train",
+        TrainConfig(name="logic", plan="one", lora=LoraSettings(targets=["q_proj"])),
+        """train expert logic --plan one --set 'lora.targets=["q_proj"]'""",
+    ),
+    ("moe", MoeConfig(name="both", experts=["a", "b"], plan="one"), "train moe both --experts a,b --plan one"),
+    (
+        "moe",
+        MoeConfig(name="both", experts=["a", "b"], plan="one", top_k=1, optim=OptimSettings(steps=60, seed=3)),
+        "train moe both --experts a,b --plan one --steps 60 --seed 3 --top-k 1",
+    ),
+    (
+        "moe",
+        MoeConfig(name="both", experts=["a", "b"], plan="one", optim=OptimSettings()),
+        "train moe both --experts a,b --plan one --set optim.steps=null",
+    ),
+    (
+        "evaluate",
+        EvaluateConfig(systems=["base", "logic"], tasks=["t", "rg/u"], limit=50, activations=False),
+        "evaluate --system base logic --task t rg/u --limit 50 --set activations=false",
+    ),
+]
+
+
+@pytest.mark.parametrize(("stage", "config", "line"), CASES)
+@pytest.mark.usefixtures("verbs_that_only_ask")
+def test_the_line_is_short_and_asks_for_the_same(stage: str, config: StageConfig, line: str) -> None:
+    assert make_command_line(HERE, stage, config) == f"python -m metamoe_backend {line}"
+    assert ask_again(make_command_line(HERE, stage, config)) == (stage, config)
+
+
+def test_every_stage_has_a_line() -> None:
+    assert {stage for stage, _, _ in CASES} == set(STAGES)
+
+
+names = st.from_regex(r"[a-zA-Z0-9äß中][a-z0-9_.\-]{0,8}", fullmatch=True)
+shares = st.floats(0, 0.5)
+optims = st.builds(
+    OptimSettings,
+    steps=st.none() | st.integers(1, 99),
+    learning_rate=st.floats(1e-6, 1),
+    warmup_share=shares,
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+    seed=st.integers(0, 9),
+)
+loras = st.builds(
+    LoraSettings,
+    rank=st.integers(1, 64),
+    dropout=shares,
+    targets=st.lists(st.text("qv_proj '\"$\\", min_size=1), min_size=1, max_size=3),
+)
+trainings = st.builds(
+    TrainConfig,
+    kind=st.sampled_from(["expert", "mixed"]),
+    name=names,
+    plan=names,
+    base=st.sampled_from([DEFAULT_BASE, "./my models/llama", "12", "null"]),
+    device=st.sampled_from(["auto", "cpu", "cuda", "cuda:3"]),
+    limit=st.none() | st.integers(1, 99),
+    lora=loras,
+    optim=optims,
+)
+mixtures = st.builds(
+    MoeConfig,
+    name=names,
+    plan=names,
+    experts=st.lists(names, min_size=2, max_size=4, unique=True),
+    mode=st.sampled_from(["token", "task", "two-level", "uniform"]),
+    task_top_m=st.none() | st.integers(1, 3),
+    no_expert=st.booleans(),
+    balance=shares,
+    optim=optims,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(trainings | mixtures)
+@pytest.mark.usefixtures("verbs_that_only_ask")
+def test_any_training_asks_for_the_same(config: StageConfig) -> None:
+    stage = "train" if isinstance(config, TrainConfig) else "moe"
+    assert ask_again(make_command_line(HERE, stage, config)) == (stage, config)
+
+
+@pytest.mark.usefixtures("verbs_that_only_ask")
+def test_the_line_of_a_run_names_its_workspace(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "my work; rm -rf").create()
+    run = create_run(workspace, "train", "logic", TrainConfig(name="logic", plan="one"), "ana", {})
+    line = command_line(run)
+    assert line == f"python -m metamoe_backend --workspace '{workspace.root}' train expert logic --plan one"
+    assert build_parser().parse_args(shlex.split(line)[3:]).workspace == str(workspace.root)
