@@ -108,6 +108,9 @@ class LoraSettings(StageConfig):
         min_length=1,
         description="Linear modules to adapt, by the last part of their name",
     )
+    save_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Precision of the saved adapter; bfloat16 halves its size"
+    )
 
 
 class OptimSettings(StageConfig):

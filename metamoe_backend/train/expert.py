@@ -73,7 +73,7 @@ def compute(inputs: Inputs, config: TrainConfig, context: Context) -> None:
         device=base.device,
         pad_token=base.tokenizer.pad_token_id,
     )
-    weights = extract_adapter(model, config.lora, config.optim.dtype)
+    weights = extract_adapter(model, config.lora, config.lora.save_dtype)
     name = publish_adapter(context, inputs["target"]["adapter"].iloc[0], weights, config.base)
     emit_adapter(
         context, name, weights, config.base, source="trained", kind=config.kind, plan=config.plan,
