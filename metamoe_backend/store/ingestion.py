@@ -15,18 +15,32 @@ from metamoe_backend.rows import RUN_TABLES, columns
 from metamoe_backend.store.connection import Store
 
 TERMINAL_STATES = ("finished", "stopped", "cancelled", "failed")
+_FINAL_STATES = ("finished", "cancelled")
+"""States that nothing follows. A stopped or failed run may be resumed and end again."""
 _MERGED_TABLES = {"task", "system", "adapter", "question", "map", "labelling"}
 """Tables with a primary key: a second row of the same key (two runs that both knew the task) is left out."""
 
 
 def ingest_finished_runs(store: Store) -> list[str]:
-    """Take in every run that has ended since the last look, and the states of all runs; returns the new run ids."""
-    known = {row[0]: row[1] for row in store.cursor().execute("SELECT run_id, state FROM run").fetchall()}
+    """Take in every run that has ended since the last look, and the states of all runs; returns the new run ids.
+
+    A run resumed after it had been taken in as stopped or failed is new again once it ends. Runs that stand as the
+    database knows them are not written: a write makes every page forget what it has read.
+    """
+    known = {
+        row[0]: row[1:]
+        for row in store.cursor().execute("SELECT run_id, state, started_at, ended_at, error FROM run").fetchall()
+    }
     taken_in = []
     for folder in sorted(store.workspace.runs.iterdir()):
-        if not (folder / "spec.json").is_file() or known.get(folder.name) in TERMINAL_STATES:
+        before = known.get(folder.name)
+        if (before is not None and before[0] in _FINAL_STATES) or not (folder / "spec.json").is_file():
             continue
-        if ingest_run(store, RunFolder(folder)) in TERMINAL_STATES:
+        run = RunFolder(folder)
+        status = run.read_state()
+        if (status.state, status.started_at, status.ended_at, status.error) == before:
+            continue
+        if ingest_run(store, run) in TERMINAL_STATES:
             taken_in.append(folder.name)
     return taken_in
 
