@@ -7,9 +7,11 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
+import pynvml
 import pytest
 
 from metamoe_backend.errors import ConflictError, UnavailableError
@@ -186,6 +188,72 @@ def test_the_cpu_is_always_a_device() -> None:
     assert devices[-1].name == "cpu" and "memory" in devices[-1].description
     assert worker_environment(devices[-1]) == {"CUDA_VISIBLE_DEVICES": ""}
     assert [device.name for device in devices[:-1]] == [f"cuda:{index}" for index in range(len(devices) - 1)]
+
+
+class FakeNvml:
+    """Three GPUs of which one shares the CPU's memory, as NVIDIA's library tells it."""
+
+    uuids = ("GPU-aaaa", "GPU-bbbb", "GPU-cccc")
+
+    @staticmethod
+    def by_index(index: int) -> int:
+        if index >= 3:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+        return index
+
+    @classmethod
+    def by_uuid(cls, uuid: str) -> int:
+        if uuid not in cls.uuids:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return cls.uuids.index(uuid)
+
+    @staticmethod
+    def memory(handle: int) -> SimpleNamespace:
+        if handle == 2:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return SimpleNamespace(total=80e9)
+
+
+@pytest.fixture
+def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    fakes = {
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlDeviceGetCount": lambda: 3,
+        "nvmlDeviceGetHandleByIndex": FakeNvml.by_index,
+        "nvmlDeviceGetHandleByUUID": FakeNvml.by_uuid,
+        "nvmlDeviceGetName": lambda handle: f"GPU model {handle}",
+        "nvmlDeviceGetUUID": lambda handle: FakeNvml.uuids[handle],
+        "nvmlDeviceGetMemoryInfo": FakeNvml.memory,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(pynvml, name, fake)
+
+
+@pytest.mark.usefixtures("three_gpus")
+@pytest.mark.parametrize(
+    ("allowed", "uuids"),
+    [
+        (None, ["GPU-aaaa", "GPU-bbbb", "GPU-cccc"]),
+        ("2, 0", ["GPU-cccc", "GPU-aaaa"]),
+        ("GPU-bbbb", ["GPU-bbbb"]),
+        ("1,7,0", ["GPU-bbbb"]),
+        ("-1", []),
+        ("", []),
+    ],
+)
+def test_the_gpus_are_those_this_process_may_use(
+    monkeypatch: pytest.MonkeyPatch, allowed: str | None, uuids: list[str]
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if allowed is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
+    *gpus, cpu = list_devices()
+    assert [gpu.uuid for gpu in gpus] == uuids and cpu.name == "cpu"
+    assert [gpu.name for gpu in gpus] == [f"cuda:{index}" for index in range(len(uuids))]
+    described = {"GPU-aaaa": "GPU model 0, 80 GB memory", "GPU-cccc": "GPU model 2"}
+    assert all(gpu.description == described.get(gpu.uuid, gpu.description) for gpu in gpus)
+    assert [worker_environment(gpu)["CUDA_VISIBLE_DEVICES"] for gpu in gpus] == uuids
 
 
 # ---- stopping -----------------------------------------------------------------------------------------------------

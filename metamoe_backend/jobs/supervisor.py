@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,7 +27,7 @@ from metamoe_backend.jobs.records import NOT_MINE, StateFile
 from metamoe_backend.jobs.run_folder import RunFolder, RunStatus, create_run, list_runs, queue_lock, utc_now
 from metamoe_backend.workspace import Workspace
 
-POLL_S = 0.3
+POLL_S = 0.5
 IDLE_S = 3.0
 CANCEL_GRACE_S = 10.0
 """A cancelled worker that has not ended by itself after this long is killed."""
@@ -35,6 +35,8 @@ _PROJECT = Path(__file__).resolve().parents[2]
 # -P: the folder a person happens to stand in must not shadow any module.
 SUPERVISOR_COMMAND = (sys.executable, "-P", "-m", "metamoe_backend.jobs.supervisor")
 WORKER_COMMAND = (sys.executable, "-P", "-m", "metamoe_backend.jobs.worker")
+Seen = dict[str, tuple[int, RunStatus]]
+"""Ended runs by id: when their state.json last changed (ns since 1970), and how they stand."""
 _supervisors: list["subprocess.Popen[bytes]"] = []
 """Supervisors this process started, so that they leave no zombie behind."""
 
@@ -56,13 +58,31 @@ def submit(workspace: Workspace, run: RunFolder) -> None:
         _ensure_supervisor(workspace)
 
 
-def poll(workspace: Workspace) -> list[RunStatus]:
-    """How all runs stand, newest first. Starts a supervisor where work waits and none is there (it was killed)."""
-    statuses = [run.read_state() for run in list_runs(workspace)]
+def poll(workspace: Workspace, seen: Seen | None = None) -> list[RunStatus]:
+    """How all runs stand, newest first. Starts a supervisor where work waits and none is there (it was killed).
+
+    Who polls often hands in the same `seen` each time: it keeps the runs that have ended, and these are read again only
+    when their state.json has changed (a resumed run).
+    """
+    statuses = [run.read_state() if seen is None else _read_unless_seen(run, seen) for run in list_runs(workspace)]
     if any(status.place is not None and status.state in ("queued", "running") for status in statuses):
         with locked(queue_lock(workspace)):
             _ensure_supervisor(workspace)
     return statuses
+
+
+def _read_unless_seen(run: RunFolder, seen: Seen) -> RunStatus:
+    try:
+        changed_at = (run.path / "state.json").stat().st_mtime_ns
+    except OSError:
+        return run.read_state()
+    kept = seen.get(run.run_id)
+    if kept is not None and kept[0] == changed_at:
+        return kept[1]
+    status = run.read_state()
+    if status.state not in ("queued", "running"):
+        seen[run.run_id] = (changed_at, status)
+    return status
 
 
 def request_stop(run: RunFolder, save: bool = True) -> None:
@@ -112,31 +132,36 @@ def move_in_queue(run: RunFolder, before: RunFolder | None = None) -> None:
     Raises `ConflictError` when one of them is not queued any more.
     """
     with locked(queue_lock(run.workspace)):
-        queued = {each.run_id: each for each in _queued(run.workspace)}
+        states = _read_states(run.workspace)
+        queued = {each.run_id: each for each in _queued(states)}
         if run.run_id not in queued or (before is not None and before.run_id not in queued):
             raise ConflictError("Only queued runs can be moved; one of the two has started or ended meanwhile.")
         if before is not None and before.run_id == run.run_id:
             return
         order = [run_id for run_id in queued if run_id != run.run_id]
         order.insert(len(order) if before is None else order.index(before.run_id), run.run_id)
-        places = [each.read_state_file().place for each in queued.values()]
-        for run_id, place in zip(order, places, strict=True):
-            each = queued[run_id]
-            each.write_state(each.read_state_file().model_copy(update={"place": place}))
+        for run_id, held in zip(order, queued.values(), strict=True):
+            moved = queued[run_id]
+            moved.write_state(states[moved].model_copy(update={"place": states[held].place}))
 
 
-def _queued(workspace: Workspace) -> list[RunFolder]:
+def _read_states(workspace: Workspace) -> dict[RunFolder, StateFile]:
+    return {run: run.read_state_file() for run in list_runs(workspace)}
+
+
+def _queued(states: Mapping[RunFolder, StateFile]) -> list[RunFolder]:
     """Runs waiting in the queue, next one first. Runs without a place are somebody else's (in place, Slurm)."""
-    states = [(run, run.read_state_file()) for run in list_runs(workspace)]
     waiting = [
-        (state.place, run.run_id, run) for run, state in states if state.state == "queued" and state.place is not None
+        (state.place, run.run_id, run)
+        for run, state in states.items()
+        if state.state == "queued" and state.place is not None
     ]
     return [run for _, _, run in sorted(waiting, key=lambda each: each[:2])]
 
 
 def _enqueue(workspace: Workspace, run: RunFolder, state: StateFile) -> None:
-    last = max((each.read_state_file().place or 0 for each in _queued(workspace)), default=0)
-    run.write_state(state.model_copy(update={"place": last + 1}))
+    places = [each.place or 0 for each in _read_states(workspace).values() if each.state == "queued"]
+    run.write_state(state.model_copy(update={"place": max(places, default=0) + 1}))
 
 
 def _is_out_of_reach(run: RunFolder) -> bool:
@@ -200,8 +225,9 @@ class Supervisor:
         """See to what has ended, start what can start; returns whether anything is queued or running."""
         self._reap()
         with locked(queue_lock(self.workspace)):
-            busy = self._adopt() | {device for _, _, device in self.children.values()}
-            queued = [run for run in _queued(self.workspace) if run not in self.children]
+            states = _read_states(self.workspace)
+            busy = self._adopt(states) | {device for _, _, device in self.children.values()}
+            queued = [run for run in _queued(states) if run not in self.children]
             for run in queued:
                 try:
                     device = find_slot(_wanted_device(run), list(self.devices), busy)
@@ -215,7 +241,7 @@ class Supervisor:
     def leave(self, lock: BinaryIO) -> bool:
         """Give `lock` back unless something was queued meanwhile; whoever queues later starts a new supervisor."""
         with locked(queue_lock(self.workspace)):
-            if _queued(self.workspace):
+            if _queued(_read_states(self.workspace)):
                 return False
             lock.close()
             return True
@@ -240,11 +266,10 @@ class Supervisor:
                 if settled != state:
                     self._end(run, settled)
 
-    def _adopt(self) -> set[str]:
+    def _adopt(self, states: Mapping[RunFolder, StateFile]) -> set[str]:
         """The devices held by workers of an earlier supervisor; the end of those that are gone is written down."""
         held = set()
-        for run in list_runs(self.workspace):
-            state = run.read_state_file()
+        for run, state in states.items():
             if state.place is None or state.state != "running" or run in self.children:
                 continue
             settled = run.settle()
