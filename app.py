@@ -72,7 +72,7 @@ def render_sidebar() -> None:
         render_language_choice()
 
 
-st.set_page_config(page_title="MetaMoE", page_icon=":material/hub:", layout="wide")
+st.set_page_config(page_title="MetaMoE", page_icon=FOLDER / "shared" / "icon.png", layout="wide")
 use_language_of_session()
 current = st.navigation(make_pages(), expanded=True)
 with error_boundary():

@@ -7,6 +7,7 @@ parts that stay outside of it: choosing the sandbox, the deadline, the caps, and
 import fcntl
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -26,6 +27,7 @@ from metamoe_backend.errors import NotFoundError, QueryError, UnavailableError
 from metamoe_backend.store import console_process
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
 
 logger = logging.getLogger(__name__)
@@ -128,6 +130,36 @@ def run_query(
         truncated=status["truncated"],
         elapsed_s=status["elapsed_s"],
     )
+
+
+def as_frame(result: QueryResult) -> "pd.DataFrame":
+    """The rows as a table with proper numbers and times; columns of the same name are numbered, structs become JSON."""
+    import pandas as pd
+
+    found: dict[str, pd.Series[Any]] = {}
+    for place, (name, kind) in enumerate(zip(result.columns, result.types, strict=True)):
+        cells = [row[place] for row in result.rows]
+        found[name if name not in found else f"{name}_{place}"] = _as_column(cells, kind)
+    return pd.DataFrame(found)
+
+
+def _as_column(cells: list[Any], kind: str) -> "pd.Series[Any]":
+    """Cells of one column as the pandas type nearest to DuckDB's."""
+    import pandas as pd
+
+    if kind in ("DOUBLE", "FLOAT") or (kind.startswith("DECIMAL") and not kind.endswith("]")):
+        return pd.Series([math.nan if cell is None else float(cell) for cell in cells], dtype="float64")
+    if kind in ("DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE"):
+        return pd.Series(pd.to_datetime(cells, errors="coerce", format="ISO8601"))
+    if kind.endswith(("INT", "INTEGER")):
+        if all(cell is None or -(2**63) <= cell < 2**63 for cell in cells):
+            return pd.Series(cells, dtype="Int64")
+        return pd.Series([None if cell is None else str(cell) for cell in cells], dtype=object)
+    if kind.startswith(("STRUCT", "MAP", "UNION")) and not kind.endswith("]"):
+        return pd.Series(
+            [None if cell is None else json.dumps(cell, ensure_ascii=False) for cell in cells], dtype=object
+        )
+    return pd.Series(cells, dtype="boolean" if kind == "BOOLEAN" else object)
 
 
 def export_query(

@@ -19,6 +19,7 @@ from babel.messages.pofile import read_po, write_po
 
 from metamoe_backend import config, i18n, rows
 from metamoe_backend.jobs.durable import locked, replace_file
+from metamoe_backend.store.schema import VIEWS, describe_table
 
 ROOT = i18n.LOCALE.parent
 LANGUAGE = "zh_CN"
@@ -37,13 +38,9 @@ def find_messages() -> dict[MessageId, set[str]]:
     for table in rows.TABLES:
         for column in rows.columns(table):
             found.setdefault(column.description, set()).add("metamoe_backend/rows.py")
-        found.setdefault(table_description(table), set()).add("metamoe_backend/rows.py")
+    for table in (*rows.TABLES, *VIEWS):
+        found.setdefault(describe_table(table), set()).add("metamoe_backend/store/schema.py")
     return found
-
-
-def table_description(table: str) -> str:
-    """First sentence of the docstring of a table's rows."""
-    return (rows.TABLES[table].__doc__ or "").strip().splitlines()[0]
 
 
 def _sources() -> list[Path]:
