@@ -220,7 +220,7 @@ def fetch_texts(store: "Store", of: Of, method: str, tasks: Sequence[str] = ()) 
 
 
 def fetch_embedded_questions(store: "Store", encoder: str, of: Of, tasks: Sequence[str] = ()) -> pd.DataFrame:
-    """Questions with their vectors: question_id, task, prompt, vector.
+    """Questions with their vectors: question_id, task, prompt, text_hash, vector.
 
     Raises `NotFoundError` when there are no questions or some have no vector.
     """
@@ -230,8 +230,7 @@ def fetch_embedded_questions(store: "Store", encoder: str, of: Of, tasks: Sequen
     questions = fetch_questions(store, tasks)[["question_id", "task", "prompt"]]
     if questions.empty:
         raise NotFoundError("There are no questions yet; import some on the Tasks page or with `ingest`.")
-    vectors = fetch_vectors(store, encoder, of)[["question_id", "vector"]]
-    joined = questions.merge(vectors, on="question_id", how="inner")
+    joined = questions.merge(fetch_vectors(store, encoder, of), on="question_id", how="inner")
     missing = len(questions) - len(joined)
     if missing:
         raise NotFoundError(
