@@ -24,6 +24,7 @@ PromptWatcher = Callable[["GateRecord", list[int], list[slice]], None]
 
 _PADDING = -1
 _PROMPT = 0
+_BLOCK_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,25 +114,35 @@ def _score_batch(
 
     model = system.model
     tokens = torch.from_numpy(pad_left([question.tokens for question in batch], 0)).to(model.device)
-    width = tokens.shape[1]
-    # Every row ends at the right edge, so the places that predict something lie in a common tail: the head runs there.
-    tail = max(len(question.tokens) - int(question.predictors.min()) for question in batch)
+    starts = [tokens.shape[1] - len(question.tokens) for question in batch]
+    needed = np.zeros(tuple(tokens.shape), dtype=bool)
+    for row, (start, question) in enumerate(zip(starts, batch, strict=True)):
+        needed[row, start + question.predictors] = True
+    inputs = {
+        "input_ids": tokens,
+        "attention_mask": _make_tree_mask(batch, model),
+        "position_ids": torch.from_numpy(pad_left([question.positions for question in batch], 0)).to(model.device),
+        "use_cache": False,
+        "logits_to_keep": torch.from_numpy(needed).to(model.device),  # the head runs where an option is predicted
+    }
     with torch.inference_mode():
-        inputs = {
-            "input_ids": tokens,
-            "attention_mask": _make_tree_mask(batch, model),
-            "position_ids": torch.from_numpy(pad_left([question.positions for question in batch], 0)).to(model.device),
-            "use_cache": False,
-            "logits_to_keep": tail,
-        }
         if watch is None:
             logits = model(**inputs).logits
         else:
             with system.record() as gates:
                 logits = model(**inputs).logits
-            starts = [width - len(question.tokens) for question in batch]
-            watch(gates, rows, [slice(at, at + q.prompt_tokens) for at, q in zip(starts, batch, strict=True)])
-        return [_sum_by_option(logits[row], question) for row, question in enumerate(batch)]
+            spans = [slice(at, at + question.prompt_tokens) for at, question in zip(starts, batch, strict=True)]
+            watch(gates, rows, spans)
+        places = needed.cumsum().reshape(needed.shape) - 1  # where a row's position stands among all needed ones
+        logit_rows = [places[row, start + batch[row].predictors] for row, start in enumerate(starts)]
+        values = _take_log_probabilities(
+            logits, np.concatenate(logit_rows), np.concatenate([question.targets for question in batch])
+        )
+    each = np.split(values, np.cumsum([len(found) for found in logit_rows])[:-1])
+    return [
+        np.bincount(question.options, weights=own, minlength=question.option_count).astype(np.float64)
+        for question, own in zip(batch, each, strict=True)
+    ]
 
 
 def _make_tree_mask(batch: Sequence[PackedQuestion], model: Any) -> Any:
@@ -147,13 +158,12 @@ def _make_tree_mask(batch: Sequence[PackedQuestion], model: Any) -> Any:
     return mask.masked_fill_(blocked, torch.finfo(model.dtype).min)[:, None]
 
 
-def _sum_by_option(tail_logits: Any, question: PackedQuestion) -> NDArray[np.float64]:
-    """Summed log-likelihood per option from one row's logits at its tail [tail, vocabulary]."""
+def _take_log_probabilities(logits: Any, rows: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Log-probability of each target token under its row of logits [positions, vocabulary], in nats."""
     import torch
 
-    at = question.predictors - len(question.tokens)  # from the right edge
-    logits = tail_logits[torch.from_numpy(at)].float()
-    targets = torch.from_numpy(question.targets).to(logits.device)
-    values = logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
-    weights = values.double().cpu().numpy()
-    return np.bincount(question.options, weights=weights, minlength=question.option_count).astype(np.float64)
+    # In blocks: log-sum-exp makes a copy, and a whole one would double the largest tensor there is.
+    totals = torch.cat([block.float().logsumexp(-1) for block in logits.split(_BLOCK_ROWS)])
+    at = torch.from_numpy(rows).to(logits.device)
+    chosen = logits[at, torch.from_numpy(targets).to(logits.device)].float()
+    return (chosen - totals[at]).double().cpu().numpy()
