@@ -8,6 +8,9 @@ import plotly.graph_objects as go
 
 from metamoe_backend.figures.style import DIVERGING, KIND_COLOURS, OUTCOME_COLOURS, SEQUENTIAL, finish, plain
 
+RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+"""Runs that are compared, in the order they were chosen."""
+
 
 def make_outcomes_figure(counts: pd.DataFrame, height: int = 380) -> go.Figure:
     """Stacked bar per task. counts: `count_outcomes` columns. customdata: task, outcome, questions."""
@@ -174,6 +177,28 @@ def make_curves_figure(curves: pd.DataFrame, title: str, height: int = 280, log:
     finish(figure, height)
     figure.update_xaxes(title="step", rangemode="tozero")
     figure.update_yaxes(title=title, type="log" if log else "linear")
+    return figure
+
+
+def make_run_comparison_figure(curves: pd.DataFrame, title: str, height: int = 280) -> go.Figure:
+    """Losses of several runs over steps: one colour a run, held-back loss dotted. curves: run, name, step, value."""
+    figure = go.Figure()
+    for index, (run, of_run) in enumerate(curves.groupby("run", sort=False)):
+        for name, part in of_run.groupby("name", sort=False):
+            held_back = "eval" in str(name)
+            figure.add_trace(
+                go.Scatter(
+                    x=part["step"],
+                    y=part["value"],
+                    mode="lines+markers",
+                    name=plain(f"{run}: {name}", 48),
+                    line={"dash": "dot" if held_back else "solid", "color": RUN_COLOURS[index % len(RUN_COLOURS)]},
+                    marker_size=4,
+                )
+            )
+    finish(figure, height)
+    figure.update_xaxes(title="step", rangemode="tozero")
+    figure.update_yaxes(title=title)
     return figure
 
 

@@ -47,6 +47,11 @@ def fetch_evaluated(store: Store) -> pd.DataFrame:
     )
 
 
+def fetch_evaluated_systems(store: Store) -> list[str]:
+    """Names of the systems that have answered anything, in order of name."""
+    return store.frame("SELECT DISTINCT system FROM prediction ORDER BY system")["system"].tolist()
+
+
 def fetch_mixtures_with_activations(store: Store) -> pd.DataFrame:
     """system, run_id (the newest with activations), questions."""
     return store.frame("""

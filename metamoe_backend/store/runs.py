@@ -45,3 +45,11 @@ def fetch_pipeline_counts(store: Store) -> dict[str, int]:
         .iloc[0]
         .to_dict()
     )
+
+
+def fetch_losses(store: Store) -> dict[str, list[float]]:
+    """Training loss of every ended run that reported one, in order of steps: run id to values."""
+    rows = store.cursor().execute(
+        "SELECT run_id, list(value ORDER BY step) FROM metric WHERE name = 'loss' GROUP BY run_id"
+    )
+    return dict(rows.fetchall())

@@ -1,0 +1,221 @@
+"""The panel that starts a run: choose what, fill in the form made from its settings, see the command, start."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from metamoe_backend.config import (
+    BASE_EXPERT,
+    DEFAULT_BASE,
+    DEFAULT_ENCODER,
+    EvaluateConfig,
+    MoeConfig,
+    StageConfig,
+    TrainConfig,
+    parse_config,
+)
+from metamoe_backend.errors import ConfigError
+from metamoe_backend.jobs.devices import list_devices
+from metamoe_backend.launch import launch
+from metamoe_backend.store.connection import Store
+from metamoe_backend.store.experts import fetch_adapters, fetch_plan_entries, fetch_plans, fetch_systems
+from metamoe_backend.store.maps import fetch_embedded
+from metamoe_backend.store.questions import fetch_tasks
+from metamoe_backend.store.results import fetch_evaluated_systems
+from pages.shared.config_form import FormOptions, render_fields, render_nested
+from pages.shared.errors import error_boundary
+from pages.shared.i18n import _
+from pages.shared.layout import confirm, empty_state, plain
+from pages.shared.state import get_person, get_store, get_workspace, per_version, select
+
+STAGE_OF_KIND = {"expert": "train", "mixed": "train", "moe": "moe", "evaluate": "evaluate"}
+_CONFIG_OF_STAGE: dict[str, type[StageConfig]] = {"train": TrainConfig, "moe": MoeConfig, "evaluate": EvaluateConfig}
+_PANEL, _OPENED = "jobs_panel", "jobs_panels_opened"
+_PACKAGED_ENCODERS = ("minilm", "e5")
+
+
+def open_new_run(kind: str = "expert", values: Mapping[str, Any] | None = None) -> None:
+    """Let the Jobs page show the panel, filled in with `values` (as in the settings class of that kind of run)."""
+    st.session_state[_OPENED] = st.session_state.get(_OPENED, 0) + 1
+    st.session_state[_PANEL] = {"kind": kind, "values": dict(values or {}), "key": f"new{st.session_state[_OPENED]}"}
+
+
+def close_new_run() -> None:
+    st.session_state.pop(_PANEL, None)
+
+
+def kind_of_run(stage: str, config: Mapping[str, Any]) -> str | None:
+    """Which form made such a run; None for runs that other pages start."""
+    if stage == "train":
+        return str(config.get("kind", "expert"))
+    return stage if stage in ("moe", "evaluate") else None
+
+
+def render_new_run() -> None:
+    """The panel, where it is open."""
+    if _PANEL in st.session_state:
+        with st.container(border=True, key="jobs_new_run"):
+            st.fragment(_render_panel)()
+
+
+@error_boundary()
+def _render_panel() -> None:
+    panel = st.session_state[_PANEL]
+    names = {
+        "expert": _("Expert"),
+        "mixed": _("Mixed baseline"),
+        "moe": _("Mixture of experts"),
+        "evaluate": _("Evaluation"),
+    }
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        kind = st.segmented_control(
+            _("What to run"), list(names), default=panel["kind"], required=True, format_func=names.get,
+            key=f"jobs_{panel['key']}_kind", label_visibility="collapsed",
+        )  # fmt: skip
+        if st.button(_("Close"), key="jobs_new_close", icon=":material/close:", type="tertiary"):
+            close_new_run()
+            st.rerun()
+    initial = panel["values"] if kind == panel["kind"] else {}
+    lacking = _find_lacking(kind)
+    if lacking:
+        text, button, page = lacking
+        empty_state(text, button=button, page=page)
+        return
+    st.caption(_explain(kind))
+    key = f"jobs_{panel['key']}_{kind}"
+    values = _render_evaluate(key, initial) if kind == "evaluate" else _render_training(kind, key, initial)
+    _render_start(STAGE_OF_KIND[kind], values)
+
+
+def _explain(kind: str) -> str:
+    return {
+        "expert": _("Trains one LoRA adapter on the questions of the skills that the plan gives to this expert."),
+        "mixed": _("Trains one LoRA adapter on all of the plan's skills together: what a mixture has to beat."),
+        "moe": _("Joins experts of the bank and trains the routers that choose between them."),
+        "evaluate": _("Lets systems answer questions that were held back, and scores the answers."),
+    }[kind]
+
+
+def _find_lacking(kind: str) -> tuple[str, str, str] | None:
+    """What has to be made first: a sentence, a button and its page."""
+    found = _load_choices(get_store())
+    if kind == "evaluate":
+        missing = not found["tasks"]
+        return (_("There is no question to evaluate on yet."), _("Go to Tasks"), "tasks") if missing else None
+    if not found["plans"]:
+        return _("No plan says yet which expert learns which skill."), _("Go to Experts"), "experts"
+    if kind == "moe" and not found["experts"]:
+        return _("The bank holds no expert to join yet: train one, or import one."), _("Go to Experts"), "experts"
+    return None
+
+
+@per_version
+def _load_choices(store: Store) -> dict[str, Any]:
+    """What the forms offer."""
+    plans, systems, adapters = fetch_plans(store), fetch_systems(store), fetch_adapters(store)
+    embedded, answered = fetch_embedded(store), set(fetch_evaluated_systems(store))
+    experts = systems[systems["kind"] == "expert"]["system"]
+    names = [BASE_EXPERT, *(name for name in systems["system"] if name != BASE_EXPERT)]
+    return {
+        "plans": plans["plan"].tolist(),
+        "experts_of": {plan: _experts_of(fetch_plan_entries(store, plan)) for plan in plans["plan"]},
+        "experts": [name for name in adapters["adapter"] if name in set(experts)],
+        "bases": list(dict.fromkeys([DEFAULT_BASE, *adapters["base"]])),
+        "encoders": list(dict.fromkeys([*_PACKAGED_ENCODERS, DEFAULT_ENCODER, *embedded["encoder"]])),
+        "systems": names,
+        "unanswered": [name for name in names if name not in answered],
+        "tasks": fetch_tasks(store)["task"].tolist(),
+    }
+
+
+def _experts_of(entries: pd.DataFrame) -> list[str]:
+    return sorted(set(entries["expert"]) - {BASE_EXPERT})
+
+
+@st.cache_data(show_spinner=False, ttl="5m")
+def _list_devices() -> dict[str, str]:
+    return {device.name: device.description for device in list_devices()}
+
+
+def _device_words() -> dict[str, str]:
+    words = {name: f"{name} ({description})" for name, description in _list_devices().items()}
+    return {"auto": _("auto: a free GPU, else the CPU"), **words}
+
+
+def _render_training(kind: str, key: str, initial: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of an expert, the mixed baseline (TrainConfig) or a mixture (MoeConfig)."""
+    found, words = _load_choices(get_store()), _device_words()
+    plan = st.session_state.get(f"{key}_plan") or initial.get("plan") or found["plans"][0]
+    in_plan = found["experts_of"].get(plan, [])
+    start: dict[str, Any] = {"plan": plan}
+    choices: dict[str, Any] = {"plan": found["plans"], "base": found["bases"], "device": list(words)}
+    if kind == "expert":
+        choices["name"] = in_plan
+    if kind == "mixed":
+        start["name"] = "mixed"
+    if kind == "moe":
+        choices |= {"experts": found["experts"], "encoder": found["encoders"]}
+        members = [name for name in in_plan if name in found["experts"]] or found["experts"]
+        start |= {"name": "moe", "experts": members, "top_k": min(2, len(members))}
+    options = FormOptions(
+        key, {**start, **initial}, choices, frozenset({"base", "encoder"}), {"device": words, "mode": _mode_words()}
+    )
+    if kind == "moe":
+        values = render_fields(MoeConfig, ["name", "plan", "experts"], options)
+        values |= render_fields(MoeConfig, ["mode", "top_k", "device"], options)
+        others = [name for name in MoeConfig.model_fields if name not in (*values, "optim")]
+        with st.container(horizontal=True):
+            with st.popover(_("More settings"), icon=":material/tune:", key=f"{key}_more"):
+                values |= render_fields(MoeConfig, others, options, columns=2)
+            values["optim"] = render_nested(MoeConfig, "optim", options, _("How long and how fast"))
+        return values
+    values = {"kind": kind, **render_fields(TrainConfig, ["plan", "name", "base"], options)}
+    values |= render_fields(TrainConfig, ["device", "split", "limit"], options)
+    with st.container(horizontal=True):
+        values["lora"] = render_nested(TrainConfig, "lora", options, _("LoRA adapter"))
+        values["optim"] = render_nested(TrainConfig, "optim", options, _("How long and how fast"))
+    return values
+
+
+def _mode_words() -> dict[str, str]:
+    return {
+        "token": _("per token"),
+        "task": _("per question"),
+        "two-level": _("two levels: question and token"),
+        "uniform": _("equal weights"),
+    }
+
+
+def _render_evaluate(key: str, initial: Mapping[str, Any]) -> dict[str, Any]:
+    found, words = _load_choices(get_store()), _device_words()
+    start = {"systems": found["unanswered"], "tasks": found["tasks"]}
+    choices = {"systems": found["systems"], "tasks": found["tasks"], "device": list(words)}
+    options = FormOptions(key, {**start, **initial}, choices, shown_as={"device": words})
+    values = render_fields(EvaluateConfig, ["systems", "tasks"], options, columns=2)
+    values |= render_fields(EvaluateConfig, ["split", "limit", "n_shot", "device"], options, columns=4)
+    others = [name for name in EvaluateConfig.model_fields if name not in values]
+    with st.popover(_("More settings"), icon=":material/tune:", key=f"{key}_more"):
+        values |= render_fields(EvaluateConfig, others, options, columns=2)
+    return values
+
+
+def _render_start(stage: str, values: dict[str, Any]) -> None:
+    """The command that would do the same, and the button; a setting that cannot be is named in their place."""
+    from metamoe_backend.jobs.command_line import make_command_line
+
+    try:
+        config = parse_config(_CONFIG_OF_STAGE[stage], values)
+    except ConfigError as error:
+        st.warning(plain(error), icon=":material/edit:")
+        st.button(_("Start"), key="jobs_new_start", type="primary", disabled=True)
+        return
+    st.caption(_("The same on the command line, while this dashboard is closed:"))
+    st.code(make_command_line(get_workspace(), stage, config), language="bash", wrap_lines=True)
+    if st.button(_("Start"), key="jobs_new_start", type="primary", icon=":material/play_arrow:"):
+        run = launch(get_store(), stage, values, get_person())
+        select(run=run.run_id)
+        close_new_run()
+        confirm(_("{name} is queued.").format(name=plain(run.read_spec().name)))
+        st.rerun()
