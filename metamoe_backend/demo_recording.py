@@ -48,7 +48,6 @@ class Step:
 def record_demo(out: Path, say: Say) -> dict[str, Any]:
     """Run every step that is not done yet, then lay the result down in `out`; returns its figures."""
     steps = _make_steps(say)
-    started = time.monotonic()
     with Store.open(Workspace(RECORDING), "recording the demo") as store:
         for number, step in enumerate(steps):
             if step.is_done(store):
@@ -57,7 +56,7 @@ def record_demo(out: Path, say: Say) -> dict[str, Any]:
             say(f"[{number + 1}/{len(steps)}] {step.title} (about {left:.0f} min left in all)")
             step.do(store)
         figures = summarise(store)
-    minutes = (time.monotonic() - started) / 60
+        minutes = _minutes_of_runs(store)
     _lay_down(Workspace(RECORDING), out, figures, minutes)
     say(f"Recorded in {minutes:.0f} min; the demo lies in {out}.")
     return figures
@@ -171,6 +170,11 @@ def wait_for_run(run: RunFolder, say: Say, every_s: float = 1.0) -> None:
         time.sleep(every_s)
     if status.state != "finished":
         raise MetaMoEError(f"Run {run.run_id} ended as {status.state}: {status.error or 'asked to by a person'}")
+
+
+def _minutes_of_runs(store: Store) -> float:
+    """Time spent in runs: what a broken-off recording took counts too, what it waited does not."""
+    return float(store.value("SELECT coalesce(sum(epoch(ended_at - started_at)), 0) / 60 FROM run"))
 
 
 def _bar(share: float, width: int = 24) -> str:
