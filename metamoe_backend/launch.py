@@ -25,11 +25,12 @@ def run_now(
     """
     run = _create(store, stage, values, by)
     context = RunContext(run, on_progress=on_progress)
+    context.start()
     try:
-        context.start()
         STAGES[stage].compute(run.read_inputs(), run.parse_config(STAGES[stage].config), context)
         context.finish("finished")
-    except UserError:
+    except UserError as error:
+        context.fail(error)  # ends its signs of life and gives its lock back
         shutil.rmtree(run.path)
         raise
     except BaseException as error:

@@ -112,7 +112,7 @@ def _embed_and_map(store: Store, questions: pd.DataFrame, rng: np.random.Generat
     metas = questions[["question_id"]].assign(
         method="template",
         text=questions["task"].map(
-            lambda task: f"{task.replace('_', ' ')}: what follows from <number>, <number> and <text>?"
+            lambda task: f"{task.replace('_', ' ')}: what follows from [number], [number] and [text]?"
         ),
         source_hash=[_hash(i) for i in questions["question_id"]],
     )

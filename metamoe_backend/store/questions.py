@@ -1,11 +1,13 @@
-"""Tasks, questions and meta-questions: reads."""
+"""Tasks, questions and meta-questions: reads, and a person's correction of a meta-question."""
 
 from collections.abc import Sequence
 
 import pandas as pd
 
-from metamoe_backend.errors import NotFoundError
+from metamoe_backend.errors import ConflictError, NotFoundError
+from metamoe_backend.rows import MetaQuestionMethod
 from metamoe_backend.store.connection import Store
+from metamoe_backend.store.events import record
 
 
 def fetch_tasks(store: Store) -> pd.DataFrame:
@@ -112,6 +114,26 @@ def fetch_meta_question_history(store: Store, question_id: str) -> pd.DataFrame:
         "SELECT method, text, author, made_at, event_id FROM meta_question_edit WHERE question_id = ? "
         "ORDER BY event_id DESC",
         [question_id],
+    )
+
+
+def edit_meta_question(store: Store, question_id: str, method: MetaQuestionMethod, text: str, by: str) -> str:
+    """Let a person's text stand for what `method` built, also after it is built anew; returns the event id.
+
+    Raises `NotFoundError` where nothing was built yet, `ConflictError` when the text says what stands there already,
+    `UserError` when it is empty.
+    """
+    row = (
+        store.cursor()
+        .execute("SELECT text FROM current_meta_question WHERE question_id = ? AND method = ?", [question_id, method])
+        .fetchone()
+    )
+    if row is None:
+        raise NotFoundError(f"Question {question_id!r} has no meta-question by {method}; build it first.")
+    if text.strip() == row[0].strip():
+        raise ConflictError("The meta-question reads like this already; change it, or leave it.")
+    return record(
+        store, "meta_question_edited", by, {"question_id": question_id, "method": method, "text": text.strip()}
     )
 
 
