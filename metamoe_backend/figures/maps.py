@@ -1,14 +1,33 @@
 """The map: one trace, whatever the number of groups, so that lasso and recolour stay quick."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from metamoe_backend.figures.style import GREY, SEQUENTIAL, finish, plain
+from metamoe_backend.skills.palette import next_colour
 
-NONE_NAMES = ("", "noise", "unlabelled")
+MOST_COLOURS = 60
+"""Further groups take the colours of the first ones again: nobody tells more apart."""
+Camera = tuple[float, float, float, float]
+"""What part of a map is in view: x from, x to, y from, y to."""
+
+
+def assign_colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour (#rrggbb) for each name, the same for the same names in the same order."""
+    colours = _first_colours(min(len(names), MOST_COLOURS))
+    return {name: colours[number % MOST_COLOURS] for number, name in enumerate(names)}
+
+
+@lru_cache(maxsize=MOST_COLOURS)
+def _first_colours(count: int) -> tuple[str, ...]:
+    colours: list[str] = []
+    for _ in range(count):
+        colours.append(next_colour(colours))
+    return tuple(colours)
 
 
 def make_map_figure(
@@ -23,8 +42,8 @@ def make_map_figure(
     """Points coloured by a category.
 
     points: x, y, question_id and hover (escaped text). group: one category a point. colours: category to #rrggbb
-    (missing: grey). names: x, y, name of what stands on the map. The trace's customdata is the row number in `points`;
-    one trace only: colours are codes on a stepped scale, and the legend is made of empty traces.
+    (missing: grey, last in the legend). names: x, y, name of what stands on the map. The trace's customdata is the row
+    number in `points`; one trace only: colours are codes on a stepped scale, and the legend is made of empty traces.
     """
     categories = [str(name) for name in pd.unique(group)]
     codes = pd.Categorical(group.astype(str), categories=categories).codes.astype(np.int16)
@@ -51,7 +70,7 @@ def make_map_figure(
         )
     )
     counts = group.astype(str).value_counts()
-    for name in sorted(categories, key=lambda name: (name in NONE_NAMES, -counts[name])):
+    for name in sorted(categories, key=lambda name: (name not in colours, -counts[name])):
         marker = {"size": 9, "color": colours.get(name, GREY)}
         label = f"{plain(name, 28)} ({counts[name]})"
         figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=label, hoverinfo="skip"))
@@ -101,18 +120,33 @@ def mark_point(figure: go.Figure, x: float, y: float) -> go.Figure:
     return figure
 
 
+def highlight_points(figure: go.Figure, rows: Sequence[int]) -> go.Figure:
+    """Let the points with these row numbers stand out from all others."""
+    return figure.update_traces(selectedpoints=list(rows), selector={"type": "scattergl"})
+
+
+def set_camera(figure: go.Figure, camera: Camera) -> go.Figure:
+    """Show this part of the map only."""
+    left, right, low, high = camera
+    figure.update_xaxes(range=[left, right], autorange=False)
+    return figure.update_yaxes(range=[low, high], autorange=False)
+
+
 def _dress_map(figure: go.Figure, names: pd.DataFrame | None, height: int, dragmode: str) -> go.Figure:
     if names is not None:
         for row in names.itertuples():
             figure.add_annotation(
-                x=row.x, y=row.y, text=plain(row.name, 28), showarrow=False, font={"size": 12}, opacity=0.9,
-                bgcolor="rgba(128,128,128,0.25)", borderpad=2,
+                x=row.x, y=row.y, text=plain(row.name, 28), showarrow=False, opacity=0.85,
+                font={"size": 11, "color": "white"}, bgcolor="#32363c", borderpad=2,  # readable on white and on black
             )  # fmt: skip
     finish(figure, height)
     figure.update_xaxes(visible=False, constrain="domain")
     figure.update_yaxes(visible=False, scaleanchor="x")
-    # uirevision keeps the camera where the person left it while colours change.
-    figure.update_layout(dragmode=dragmode, uirevision="map", selectionrevision="map")
+    figure.update_layout(
+        dragmode=dragmode,
+        legend={"itemclick": False, "itemdoubleclick": False},
+        modebar={"orientation": "v"},  # beside the legend, not over it
+    )
     return figure
 
 

@@ -1,6 +1,6 @@
 """How every figure is drawn: the theme's fonts and colours, a download button, no logo, a stable key."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
@@ -15,11 +15,13 @@ def show_figure(
     alt: str,
     *,
     select: str | Iterable[str] | None = None,
+    on_select: Callable[[], None] | None = None,
     height: int | None = None,
 ) -> Any:
     """Draw a figure; with `select` ("points", "box", "lasso", or several) the page reruns on each selection.
 
-    `alt` says what the figure shows to people who do not see it. Returns the selection event, None without `select`.
+    `on_select` is called before that rerun; the event then stands in `st.session_state[key]`. `alt` says what the
+    figure shows to people who do not see it. Returns the selection event, None without `select`.
     """
     config = {
         "displaylogo": False,
@@ -35,7 +37,7 @@ def show_figure(
         st.plotly_chart(figure, **options)
         return None
     modes = (select,) if isinstance(select, str) else tuple(select)
-    return st.plotly_chart(figure, on_select="rerun", selection_mode=modes, **options)
+    return st.plotly_chart(figure, on_select=on_select or "rerun", selection_mode=modes, **options)
 
 
 def clicked_points(event: Any) -> list[dict[str, Any]]:

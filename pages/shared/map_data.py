@@ -1,0 +1,107 @@
+"""What the Map page shows, ready to be coloured."""
+
+import pandas as pd
+
+from metamoe_backend.evaluate.outcomes import compute_outcomes
+from metamoe_backend.figures.maps import assign_colours
+from metamoe_backend.figures.style import OUTCOME_COLOURS, plain, wrapped
+from metamoe_backend.store.connection import Store
+from metamoe_backend.store.experts import fetch_plan_entries, fetch_plans, fetch_systems
+from metamoe_backend.store.maps import fetch_clusters, fetch_map_points, fetch_maps
+from metamoe_backend.store.results import fetch_predictions
+from metamoe_backend.store.skills import fetch_skills
+from pages.shared.i18n import _
+from pages.shared.outcome_views import outcome_name
+from pages.shared.state import per_version
+
+HOVERED = 20_000
+"""Larger maps show no text under the mouse."""
+FAINT = "rgba(128,128,128,0.2)"
+
+
+@per_version
+def load_maps(store: Store) -> pd.DataFrame:
+    return fetch_maps(store)
+
+
+@per_version
+def load_points(store: Store, map_id: str) -> pd.DataFrame:
+    """Points with hover: escaped text of a few lines."""
+    points = fetch_map_points(store, map_id)
+    if len(points) > HOVERED:
+        return points
+    hover = [
+        f"{wrapped(row.prompt)}<br><i>{plain(row.task, 40)}</i>"
+        + (f" · <b>{plain(row.skill, 40)}</b>" if row.skill else "")
+        for row in points.assign(skill=points["skill"].fillna("")).itertuples()
+    ]
+    return points.assign(hover=hover)
+
+
+@per_version
+def load_clusters(store: Store, map_id: str) -> pd.DataFrame:
+    """Clusters with name: their first words."""
+    clusters = fetch_clusters(store, map_id)
+    return clusters.assign(name=[" ".join(list(words)[:2]) for words in clusters["keywords"]])
+
+
+@per_version
+def load_skills(store: Store) -> pd.DataFrame:
+    return fetch_skills(store)
+
+
+@per_version
+def load_experts(store: Store) -> tuple[str | None, dict[str, str]]:
+    """The newest plan's name and its expert for each skill."""
+    plans = fetch_plans(store)
+    if plans.empty:
+        return None, {}
+    entries = fetch_plan_entries(store, plans["plan"].iloc[0])
+    return plans["plan"].iloc[0], dict(zip(entries["skill"], entries["expert"], strict=True))
+
+
+@per_version
+def load_outcomes(store: Store) -> pd.Series:
+    """Outcome over all evaluated experts by question_id; empty with fewer than two of them."""
+    systems = fetch_systems(store)
+    predictions = fetch_predictions(store, systems.loc[systems["kind"] == "expert", "system"].tolist(), split=None)
+    experts = sorted(predictions["system"].unique())
+    if len(experts) < 2:
+        return pd.Series(dtype=object)
+    return compute_outcomes(predictions, experts).set_index("question_id")["outcome"]
+
+
+def colour_name(by: str) -> str:
+    names = {
+        "cluster": _("Cluster"), "task": _("Task"), "skill": _("Skill"), "expert": _("Expert"),
+        "outcome": _("Outcome"), "confidence": _("Confidence"),
+    }  # fmt: skip
+    return names[by]
+
+
+def cluster_names(clusters: pd.DataFrame) -> dict[int, str]:
+    return {
+        row.cluster: f"{row.cluster}: {row.name_}" for row in clusters.rename(columns={"name": "name_"}).itertuples()
+    }
+
+
+def group_points(
+    store: Store, points: pd.DataFrame, clusters: pd.DataFrame, by: str
+) -> tuple[pd.Series, dict[str, str]]:
+    """The category of each point and the colour of each category; a category without a colour is drawn grey."""
+    if by == "task":
+        return points["task"], assign_colours(sorted(points["task"].unique()))
+    if by == "skill":
+        skills = load_skills(store)
+        return points["skill"].fillna(_("unlabelled")), dict(zip(skills["name"], skills["colour"], strict=True))
+    if by == "expert":
+        experts = load_experts(store)[1]
+        colours = assign_colours(sorted(set(experts.values()) - {"base"}))
+        return points["skill"].map(experts).fillna(_("in no plan")), colours
+    if by == "outcome":
+        outcomes = points["question_id"].map(load_outcomes(store))
+        colours = {outcome_name(outcome): colour for outcome, colour in OUTCOME_COLOURS.items()}
+        colours[_("not evaluated")] = FAINT  # all incorrect is grey already
+        return outcomes.map(outcome_name, na_action="ignore").fillna(_("not evaluated")), colours
+    names = cluster_names(clusters)
+    return points["cluster"].map(names).fillna(_("noise")), assign_colours(list(names.values()))

@@ -1,0 +1,94 @@
+"""What the Skills page shows."""
+
+import pandas as pd
+
+from metamoe_backend.config import DEFAULT_ENCODER
+from metamoe_backend.skills.queue import NOISE, find_labelled_neighbours, order_queue
+from metamoe_backend.store.connection import Store
+from metamoe_backend.store.maps import fetch_map_points, fetch_maps, fetch_vectors
+from metamoe_backend.store.questions import fetch_meta_questions, fetch_questions
+from metamoe_backend.store.skills import (
+    describe_event,
+    fetch_events,
+    fetch_labellings,
+    fetch_labels,
+    fetch_question_labels,
+    fetch_skills,
+    fetch_suggestions,
+)
+from pages.shared.state import per_version
+
+
+@per_version
+def load_skills(store: Store) -> pd.DataFrame:
+    return fetch_skills(store)
+
+
+@per_version
+def load_suggestions(store: Store) -> pd.DataFrame:
+    return fetch_suggestions(store)
+
+
+@per_version
+def load_events(store: Store) -> pd.DataFrame:
+    """Events with what: the act in plain words."""
+    import json
+
+    events = fetch_events(store, 100)
+    what = [describe_event(store, row.kind, json.loads(row.payload)) for row in events.itertuples()]
+    return events.assign(what=what)
+
+
+@per_version
+def load_labellings(store: Store) -> pd.DataFrame:
+    return fetch_labellings(store)
+
+
+@per_version
+def load_newest_map(store: Store) -> dict | None:
+    maps = fetch_maps(store)
+    return maps.iloc[0].to_dict() if len(maps) else None
+
+
+@per_version
+def load_questions(store: Store) -> pd.DataFrame:
+    """Every question with its place on the newest map (NaN where it has none) and what is known of its skill.
+
+    question_id, task, prompt, x, y, cluster, strength, skill (label or suggestion), labelled, probability, margin,
+    runner_up (skill_id).
+    """
+    questions = fetch_questions(store)[["question_id", "task", "split", "prompt"]]
+    newest = load_newest_map(store)
+    if newest:
+        points = fetch_map_points(store, newest["map_id"])[["question_id", "x", "y", "cluster", "strength"]]
+        questions = questions.merge(points, on="question_id", how="left")
+    else:
+        questions = questions.assign(x=float("nan"), y=float("nan"), cluster=NOISE, strength=float("nan"))
+    skills = fetch_question_labels(store)[["question_id", "skill", "source", "probability"]]
+    suggestions = fetch_suggestions(store)[["question_id", "margin", "runner_up"]]
+    questions = questions.merge(skills, on="question_id", how="left").merge(suggestions, on="question_id", how="left")
+    questions["cluster"] = questions["cluster"].fillna(NOISE).astype(int)
+    return questions.assign(labelled=questions["source"].eq("label"))
+
+
+@per_version
+def load_queue(store: Store) -> list[str]:
+    return order_queue(load_questions(store))
+
+
+@per_version
+def load_meta_question(store: Store, question_id: str, task: str) -> str | None:
+    metas = fetch_meta_questions(store, tasks=(task,))
+    metas = metas[metas["question_id"] == question_id]
+    return str(metas["text"].iloc[0]) if len(metas) else None
+
+
+@per_version
+def load_neighbours(store: Store, question_id: str) -> pd.DataFrame:
+    """question_id, skill, similarity, prompt of the nearest labelled questions, by the newest map's vectors."""
+    labels = fetch_labels(store)
+    newest = load_newest_map(store) or {"encoder": DEFAULT_ENCODER, "of": "question"}
+    ids = [question_id, *labels["question_id"].unique()]
+    vectors = fetch_vectors(store, newest["encoder"], newest["of"], ids)
+    near = find_labelled_neighbours(vectors, question_id, labels)
+    return near.merge(load_questions(store)[["question_id", "prompt"]], on="question_id", how="left")
