@@ -83,7 +83,8 @@ class Workspace:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"The workspace {self.root} cannot be made ({error.strerror}); choose a folder you may write to with --workspace."
+                f"The workspace {self.root} cannot be made ({error.strerror}); "
+                "choose a folder you may write to with --workspace."
             ) from None
         return self
 

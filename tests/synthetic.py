@@ -149,7 +149,7 @@ def _embed_and_map(store: Store, questions: pd.DataFrame, rng: np.random.Generat
             "size": int((cluster == number).sum()),
             "x": float(places[number, 0]),
             "y": float(places[number, 1]),
-            "keywords": names[number].split("_") + ["follows"],
+            "keywords": [*names[number].split("_"), "follows"],
             "samples": points[points["cluster"] == number]["question_id"].head(5).tolist(),
         }
         for number in range(len(names))

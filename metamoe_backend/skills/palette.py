@@ -2,7 +2,7 @@
 
 The distance of two colours is 100 times their Oklab distance (Ottosson 2020) in the eyes that tell them apart worst:
 full colour vision, protanopia, deuteranopia or tritanopia, simulated as in Machado, Oliveira and Fernandes 2009
-(severity 1). PALETTE was found by maximising the least such distance among its colours and UNASSIGNED, over colours that
+(severity 1). PALETTE was found by maximising the least such distance among its colours and UNASSIGNED, over those that
 stand out on white and on near-black; a test holds it to that. After the palette, the farthest free colour comes next.
 """
 

@@ -109,7 +109,7 @@ def take_lock(workspace: Workspace, holder: str) -> IO[str]:
 
     flock is released by the kernel when the holder dies, so a crash never leaves the workspace locked.
     """
-    lock_file = open(workspace.holder_lock, "a+", encoding="utf-8")
+    lock_file = open(workspace.holder_lock, "a+", encoding="utf-8")  # noqa: SIM115 - held as long as the store is open
     try:
         fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

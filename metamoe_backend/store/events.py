@@ -283,26 +283,28 @@ def _undo_label(cursor: duckdb.DuckDBPyConnection, target: str, _: dict[str, Any
     cursor.execute("UPDATE label SET retracted_by = ? WHERE event_id = ? AND retracted_by IS NULL", [undo_id, target])
 
 
-def _undo_unlabel(cursor: duckdb.DuckDBPyConnection, target: str, _: dict[str, Any], undo_id: str) -> None:
+def _undo_unlabel(cursor: duckdb.DuckDBPyConnection, target: str, _: dict[str, Any], _undo_id: str) -> None:
     cursor.execute("UPDATE label SET retracted_by = NULL WHERE retracted_by = ?", [target])
 
 
-def _undo_skill_renamed(cursor: duckdb.DuckDBPyConnection, _: str, payload: dict[str, Any], undo_id: str) -> None:
+def _undo_skill_renamed(cursor: duckdb.DuckDBPyConnection, _: str, payload: dict[str, Any], _undo_id: str) -> None:
     _require_free_name(cursor, payload["before"], payload["skill_id"])
     cursor.execute("UPDATE skill SET name = ? WHERE skill_id = ?", [payload["before"], payload["skill_id"]])
 
 
-def _undo_skill_recoloured(cursor: duckdb.DuckDBPyConnection, _: str, payload: dict[str, Any], undo_id: str) -> None:
+def _undo_skill_recoloured(cursor: duckdb.DuckDBPyConnection, _: str, payload: dict[str, Any], _undo_id: str) -> None:
     cursor.execute("UPDATE skill SET colour = ? WHERE skill_id = ?", [payload["before"], payload["skill_id"]])
 
 
-def _undo_skill_merged(cursor: duckdb.DuckDBPyConnection, _: str, payload: dict[str, Any], undo_id: str) -> None:
+def _undo_skill_merged(cursor: duckdb.DuckDBPyConnection, _: str, payload: dict[str, Any], _undo_id: str) -> None:
     for skill_id in [payload["skill_id"], *payload["along"]]:
         back_to = None if skill_id == payload["skill_id"] else payload["skill_id"]
         cursor.execute("UPDATE skill SET merged_into = ? WHERE skill_id = ?", [back_to, skill_id])
 
 
-def _undo_meta_question_edited(cursor: duckdb.DuckDBPyConnection, target: str, _: dict[str, Any], undo_id: str) -> None:
+def _undo_meta_question_edited(
+    cursor: duckdb.DuckDBPyConnection, target: str, _: dict[str, Any], _undo_id: str
+) -> None:
     cursor.execute("DELETE FROM meta_question_edit WHERE event_id = ?", [target])
 
 

@@ -11,6 +11,9 @@ from metamoe_backend.skills.palette import next_colour
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.events import UNDO, make_event_id, record
 
+LONGEST_SKILL_NAME = 60
+"""Characters."""
+
 # ---- reads ------------------------------------------------------------------------------------------------------
 
 
@@ -248,6 +251,6 @@ def _require_skill_row(store: Store, skill_id: str) -> dict[str, str]:
 
 def _clean_name(name: str) -> str:
     cleaned = " ".join(name.split())
-    if not cleaned or len(cleaned) > 60:
-        raise ConflictError("A skill needs a name of 1 to 60 characters; shorten or write it.")
+    if not cleaned or len(cleaned) > LONGEST_SKILL_NAME:
+        raise ConflictError(f"A skill needs a name of 1 to {LONGEST_SKILL_NAME} characters; shorten or write it.")
     return cleaned
