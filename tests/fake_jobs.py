@@ -17,7 +17,7 @@ from metamoe_backend.stage import Context, Inputs, Stage
 SCRIPT = Path(__file__).resolve()
 WORKER_COMMAND = (sys.executable, str(SCRIPT), "worker")
 SUPERVISOR_COMMAND = (sys.executable, str(SCRIPT), "supervisor")
-PATIENCE_S = 180
+PATIENCE_S = 900
 """A guard against a test that hangs for ever; no test expects anything to happen within a time."""
 
 

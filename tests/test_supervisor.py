@@ -357,7 +357,6 @@ def test_workers_outlive_a_killed_supervisor_and_are_adopted(queue: Workspace, t
     waiting = submit_run(queue)
     [adopting] = wait_for(lambda: find_processes(queue, "supervisor"))
     assert adopting.pid != killed.pid
-    (tmp_path / "steps").touch()
     assert (state(run), state(waiting), run.read_state().pid) == ("running", "queued", pid)
     (tmp_path / "go").touch()
     wait_until(waiting, "finished")
@@ -389,8 +388,11 @@ def test_looking_at_the_runs_brings_a_killed_supervisor_back(queue: Workspace, t
         process.kill()
         process.wait()
     (tmp_path / "go").touch()
+    for _ in range(20):
+        poll(queue)
+    assert len(find_processes(queue, "supervisor")) == 1, "one is enough, even while it is starting"
     wait_for(lambda: poll(queue)[0].state == "finished")
-    assert state(waiting) == "finished"
+    assert state(waiting) == "finished" and waiting.read_state_file().attempt == 1
 
 
 def test_no_run_is_lost_when_the_supervisor_is_leaving(queue: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,10 @@ process identity and waits for their slots. It leaves when nothing is queued or 
 
 No run is lost between a submit and a supervisor that is leaving: both happen under the queue's lock. A supervisor gives
 its own lock back inside it, having seen an empty queue; whoever queues a run looks inside it whether one still stays,
-and starts one if not.
+and starts one if not, handing it the lock.
 """
 
+import argparse
 import os
 import signal
 import subprocess
@@ -176,14 +177,18 @@ def _ensure_supervisor(workspace: Workspace) -> None:
     lock = try_lock(_supervisor_lock(workspace))
     if lock is None:
         return
-    lock.close()
-    with (workspace.runs / ".supervisor.log").open("ab") as log:
-        command = [*SUPERVISOR_COMMAND, str(workspace.root.resolve())]
-        _supervisors.append(
-            subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(), start_new_session=True
-            )
+    # The child inherits the lock, so that there is no moment in which nobody holds it and a second one is started.
+    with lock, (workspace.runs / ".supervisor.log").open("ab") as log:
+        process = subprocess.Popen(
+            [*SUPERVISOR_COMMAND, str(workspace.root.resolve()), "--lock", str(lock.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[lock.fileno()],
+            env=_environment(),
+            start_new_session=True,
         )
+    _supervisors.append(process)
 
 
 def _supervisor_lock(workspace: Workspace) -> Path:
@@ -330,8 +335,13 @@ def _wanted_device(run: RunFolder) -> str:
 
 def main(arguments: Sequence[str], worker_command: Sequence[str] = WORKER_COMMAND) -> int:
     """Work on a workspace's queue, unless another supervisor does."""
-    workspace = Workspace(Path(arguments[0]))
-    lock = try_lock(_supervisor_lock(workspace))
+    parser = argparse.ArgumentParser(prog="python -m metamoe_backend.jobs.supervisor", description="Work on a queue.")
+    parser.add_argument("workspace", type=Path)
+    parser.add_argument("--lock", type=int, metavar="FD", help="the supervisor's lock, inherited from who started this")
+    options = parser.parse_args(arguments)
+    workspace = Workspace(options.workspace)
+    inherited = None if options.lock is None else os.fdopen(options.lock, "ab")
+    lock = inherited or try_lock(_supervisor_lock(workspace))
     if lock is not None:
         Supervisor(workspace, list_devices(), worker_command).work(lock)
     return 0
