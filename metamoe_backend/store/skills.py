@@ -86,7 +86,10 @@ def fetch_labellings(store: Store) -> pd.DataFrame:
 
 
 def fetch_labelling_skills(store: Store, labelling: str) -> pd.DataFrame:
-    """Skills of one labelling: skill, questions, labels, suggestions; raises `NotFoundError` for an unknown name."""
+    """Skills of one labelling: skill, questions, train (those of the train split), labels, suggestions.
+
+    Raises `NotFoundError` for an unknown name.
+    """
     if store.value("SELECT 1 FROM labelling WHERE labelling = ?", [labelling]) is None:
         there = (
             ", ".join(fetch_labellings(store)["labelling"])
@@ -94,9 +97,10 @@ def fetch_labelling_skills(store: Store, labelling: str) -> pd.DataFrame:
         )
         raise NotFoundError(f"Labelling {labelling!r} does not exist (there are: {there}).")
     return store.frame(
-        "SELECT skill, count(*) AS questions, count(*) FILTER (source = 'label') AS labels, "
-        "count(*) FILTER (source = 'suggestion') AS suggestions "
-        "FROM labelling_item WHERE labelling = ? GROUP BY skill ORDER BY skill",
+        "SELECT skill, count(*) AS questions, count(*) FILTER (question.split = 'train') AS train, "
+        "count(*) FILTER (item.source = 'label') AS labels, count(*) FILTER (item.source = 'suggestion') AS suggestions "
+        "FROM labelling_item AS item LEFT JOIN question USING (question_id) "
+        "WHERE labelling = ? GROUP BY skill ORDER BY skill",
         [labelling],
     )
 

@@ -33,6 +33,8 @@ from pages.shared.state import get_person, get_store, get_workspace, per_version
 STAGE_OF_KIND = {"expert": "train", "mixed": "train", "moe": "moe", "evaluate": "evaluate"}
 _CONFIG_OF_STAGE: dict[str, type[StageConfig]] = {"train": TrainConfig, "moe": MoeConfig, "evaluate": EvaluateConfig}
 _PANEL, _OPENED = "jobs_panel", "jobs_panels_opened"
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Linear modules of llama-like models; others can be typed in."""
 _PACKAGED_ENCODERS = ("minilm", "e5")
 
 
@@ -151,6 +153,7 @@ def _render_training(kind: str, key: str, initial: Mapping[str, Any]) -> dict[st
     in_plan = found["experts_of"].get(plan, [])
     start: dict[str, Any] = {"plan": plan}
     choices: dict[str, Any] = {"plan": found["plans"], "base": found["bases"], "device": list(words)}
+    choices["lora.targets"] = LORA_TARGETS
     if kind == "expert":
         choices["name"] = in_plan
     if kind == "mixed":
@@ -160,7 +163,11 @@ def _render_training(kind: str, key: str, initial: Mapping[str, Any]) -> dict[st
         members = [name for name in in_plan if name in found["experts"]] or found["experts"]
         start |= {"name": "moe", "experts": members, "top_k": min(2, len(members))}
     options = FormOptions(
-        key, {**start, **initial}, choices, frozenset({"base", "encoder"}), {"device": words, "mode": _mode_words()}
+        key,
+        {**start, **initial},
+        choices,
+        frozenset({"base", "encoder", "lora.targets"}),
+        {"device": words, "mode": _mode_words()},
     )
     if kind == "moe":
         values = render_fields(MoeConfig, ["name", "plan", "experts"], options)

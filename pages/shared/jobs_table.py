@@ -52,7 +52,7 @@ def filter_by_stage(statuses: Sequence[RunStatus]) -> list[RunStatus]:
         return list(statuses)
     chosen = st.pills(
         _("Show"), stages, selection_mode="multi", format_func=stage_name, key="jobs_stages",
-        label_visibility="collapsed",
+        label_visibility="collapsed", wrap=True,
     )  # fmt: skip
     return [status for status in statuses if not chosen or status.stage in chosen]
 
@@ -81,16 +81,16 @@ def render_table(statuses: Sequence[RunStatus], shown: RunStatus | None) -> None
 
 def _describe_columns() -> dict[str, Any]:
     return {
-        "state": st.column_config.TextColumn(_("State"), width="small"),
-        "what": st.column_config.TextColumn(_("What"), width="medium"),
+        "state": st.column_config.TextColumn(_("State"), width=80),
+        "what": st.column_config.TextColumn(_("What"), width=150),
         "progress": st.column_config.ProgressColumn(
-            _("Progress"), format="%.0f%%", min_value=0, max_value=100, width="small"
+            _("Progress"), format="%.0f%%", min_value=0, max_value=100, width=90
         ),
-        "loss": st.column_config.LineChartColumn(_("Loss"), help=_("Training loss over the steps"), width="small"),
-        "time": st.column_config.TextColumn(_("Time"), help=_("Time left, else how long it took"), width="small"),
-        "device": st.column_config.TextColumn(_("Device"), width="small"),
-        "created_at": st.column_config.DatetimeColumn(_("Asked for (UTC)"), format="YYYY-MM-DD HH:mm", width="small"),
-        "author": st.column_config.TextColumn(_("By"), width="small"),
+        "loss": st.column_config.LineChartColumn(_("Loss"), help=_("Training loss over the steps"), width=75),
+        "time": st.column_config.TextColumn(_("Time"), help=_("Time left, else how long it took"), width=80),
+        "device": st.column_config.TextColumn(_("Device"), width=60),
+        "created_at": st.column_config.DatetimeColumn(_("Asked for (UTC)"), format="YYYY-MM-DD HH:mm", width=125),
+        "author": st.column_config.TextColumn(_("By"), width=70),
     }
 
 

@@ -1,0 +1,79 @@
+"""Experts: who learns what?"""
+
+import pandas as pd
+import streamlit as st
+
+from metamoe_backend.store.connection import Store
+from metamoe_backend.store.experts import fetch_adapters
+from pages.shared.experts_bank import render_bank, render_import, render_similarity
+from pages.shared.experts_board import load_labellings, load_plans, render_board
+from pages.shared.experts_training import render_training
+from pages.shared.i18n import _, ngettext
+from pages.shared.jobs_new import open_new_run
+from pages.shared.layout import answer_line, empty_state, page_header, plain
+from pages.shared.state import get_store, open_page, per_version
+
+
+@per_version
+def load_adapters(store: Store) -> pd.DataFrame:
+    return fetch_adapters(store)
+
+
+def describe_answer(adapters: pd.DataFrame, plans: pd.DataFrame) -> str:
+    """How many adapters there are, what the newest plan says, and how many rest on an older labelling."""
+    n = len(adapters)
+    sentences = [ngettext("{n} adapter is in the bank.", "{n} adapters are in the bank.", n).format(n=n)]
+    if len(plans):
+        newest = plans.iloc[0]
+        experts = len(set(newest["experts"]) - {"base"})
+        sentences.append(
+            _("Plan {plan} gives {skills} skills to {experts} experts under labelling {labelling}.").format(
+                plan=plain(newest["plan"]),
+                skills=len(newest["skills"]),
+                experts=experts,
+                labelling=plain(newest["labelling"]),
+            )
+        )
+    stale = int(adapters["plan"].isin(stale_plans(plans)).sum())
+    if stale:
+        sentences.append(
+            ngettext("{n} rests on an older labelling.", "{n} rest on an older labelling.", stale).format(n=stale)
+        )
+    return " ".join(sentences)
+
+
+def stale_plans(plans: pd.DataFrame) -> set[str]:
+    return set(plans.loc[plans["stale"].fillna(False).astype(bool), "plan"]) if len(plans) else set()
+
+
+def render() -> None:
+    action = page_header(_("Experts"), _("Which expert learns which skill, and every adapter there is."))
+    with action:
+        if st.button(_("Train an expert"), type="primary", key="experts_new", icon=":material/school:"):
+            open_new_run("expert")
+            open_page("jobs")
+    store = get_store()
+    adapters, plans, labellings = load_adapters(store), load_plans(store), load_labellings(store)
+    answer_line(describe_answer(adapters, plans))
+    st.subheader(_("Plan"), anchor=False)
+    if labellings.empty:
+        empty_state(
+            _("A plan rests on a frozen labelling, and there is none yet. Label questions, then freeze the labels."),
+            button=_("Go to Skills"),
+            page="skills",
+        )
+    else:
+        plan = render_board()
+        if plan:
+            render_training(plan, adapters)
+    st.subheader(_("Bank"), anchor=False)
+    if adapters.empty:
+        st.caption(_("No adapter yet: train an expert, or import one."))
+    else:
+        render_bank(adapters, stale_plans(plans))
+    render_import(adapters)
+    if len(adapters) > 1:
+        render_similarity(adapters)
+
+
+render()

@@ -1,0 +1,193 @@
+"""The bank: every adapter and where it came from, how alike they are, and bringing in one from elsewhere."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from metamoe_backend.config import DEFAULT_BASE, ImportAdapterConfig
+from metamoe_backend.errors import UserError
+from metamoe_backend.experts.bank import compute_bank_similarity
+from metamoe_backend.figures.results import make_similarity_figure
+from metamoe_backend.launch import run_now
+from metamoe_backend.store.connection import Store
+from metamoe_backend.store.questions import fetch_tasks
+from metamoe_backend.store.reviews import fetch_reviews
+from pages.shared.charts import show_figure
+from pages.shared.config_form import FormOptions, render_fields
+from pages.shared.i18n import _
+from pages.shared.layout import canvas_and_inspector, confirm, plain, question_text
+from pages.shared.review_views import render_verdict_form, verdict_name
+from pages.shared.state import get_person, get_selection, get_store, get_workspace, per_version, select
+from pages.shared.tables import show_table
+
+_COMPARED, _MOST_COMPARED = "experts_compared", 24
+
+
+def source_name(source: str) -> str:
+    return {"trained": _("trained here"), "imported": _("imported")}.get(source, source)
+
+
+def describe_bank(adapters: pd.DataFrame, stale_plans: set[str]) -> pd.DataFrame:
+    """The table's columns as people read them; `trained_on` is "unknown" where nobody said."""
+    return pd.DataFrame(
+        {
+            "adapter": adapters["adapter"],
+            "source": [source_name(source) for source in adapters["source"]],
+            "plan": [_plan_text(plan, stale_plans) for plan in adapters["plan"]],
+            "skills": [list(skills) for skills in adapters["skills"]],
+            "trained_on": [list(tasks) or [_("unknown")] for tasks in adapters["trained_on"]],
+            "rank": adapters["rank"],
+            "alpha": adapters["alpha"],
+            "targets": [list(targets) for targets in adapters["targets"]],
+            "parameters": adapters["parameters"] / 1e6,
+            "base": [Path(base).name if Path(base).is_absolute() else base for base in adapters["base"]],
+            "created_at": adapters["created_at"],
+        }
+    )
+
+
+def _plan_text(plan: Any, stale_plans: set[str]) -> str:
+    if plan is None or pd.isna(plan):
+        return "–"
+    return _("{plan} (older labelling)").format(plan=plan) if plan in stale_plans else str(plan)
+
+
+def render_bank(adapters: pd.DataFrame, stale_plans: set[str]) -> None:
+    """The table; the picked adapter beside it."""
+    canvas, inspector = canvas_and_inspector()
+    with canvas:
+        picked = show_table(
+            describe_bank(adapters, stale_plans),
+            "experts_bank",
+            labels={
+                "adapter": _("Adapter"), "source": _("Source"), "plan": _("Plan"), "skills": _("Skills"),
+                "trained_on": _("Trained on"), "rank": _("Rank r"), "alpha": _("Alpha"), "targets": _("Adapted modules"),
+                "base": _("Base model"),
+            },
+            formats={
+                "parameters": st.column_config.NumberColumn(_("Parameters, millions"), format="%.2f"),
+                "created_at": st.column_config.DatetimeColumn(_("When (UTC)"), format="YYYY-MM-DD HH:mm"),
+            },
+            select="single-row",
+            height=min(420, 45 + 36 * max(2, len(adapters))),
+        )  # fmt: skip
+    names = adapters["adapter"].tolist()
+    wanted = get_selection().expert
+    if len(picked) and st.session_state.get("experts_picked") != picked["adapter"].iloc[0]:
+        st.session_state["experts_picked"] = picked["adapter"].iloc[0]
+        select(expert=picked["adapter"].iloc[0])
+        st.rerun()
+    with inspector:
+        if wanted not in names:
+            st.info(_("Pick an adapter to see where it came from and to review it."), icon=":material/touch_app:")
+            return
+        _render_adapter(adapters.iloc[names.index(wanted)])
+
+
+def _render_adapter(adapter: pd.Series) -> None:
+    st.markdown(f"**{plain(adapter['adapter'])}**")
+    facts = {
+        _("Source"): source_name(adapter["source"]),
+        _("Skills"): ", ".join(adapter["skills"]) or "–",
+        _("Trained on"): ", ".join(adapter["trained_on"]) or _("unknown"),
+        _("Size"): _("rank {rank}, {millions} million parameters").format(
+            rank=adapter["rank"], millions=f"{adapter['parameters'] / 1e6:.2f}"
+        ),
+        "SHA-256": str(adapter["sha256"])[:16],
+    }
+    st.text("\n".join(f"{name}: {value}" for name, value in facts.items()), width="stretch")
+    if st.button(_("The run that made it"), key="experts_run", icon=":material/play_circle:", type="tertiary"):
+        from pages.shared.state import open_page
+
+        select(run=str(adapter["run_id"]))
+        open_page("jobs")
+    name = str(adapter["adapter"])
+    render_verdict_form(get_store(), "expert", name)
+    for review in fetch_reviews(get_store(), "expert", name).head(3).itertuples():
+        verdict = "" if pd.isna(review.verdict) else f" · **{verdict_name(review.verdict)}**"
+        st.caption(f"{plain(review.author)} · {review.made_at:%Y-%m-%d %H:%M} UTC{verdict}")
+        question_text(review.comment, key=f"experts_{review.event_id}")
+
+
+@st.cache_data(show_spinner=False, max_entries=16)
+def _compute_similarity(folders: tuple[tuple[str, str], ...], hashes: tuple[str, ...]) -> pd.DataFrame:  # noqa: ARG001
+    found = compute_bank_similarity({name: Path(folder) for name, folder in folders})
+    names = [name for name, _folder in folders]
+    return found.pivot(index="adapter", columns="other", values="similarity").loc[names, names]
+
+
+def render_similarity(adapters: pd.DataFrame) -> None:
+    """How alike the adapters' weight changes are; read from their files, so only when asked for."""
+    st.subheader(_("How alike the adapters are"), anchor=False)
+    st.caption(_("Cosine of the weight changes, averaged over modules and layers: 1 the same direction, 0 unrelated."))
+    there = adapters[[(get_workspace().adapters / name).is_dir() for name in adapters["adapter"]]]
+    if len(there) < 2:
+        st.caption(_("At least two adapters with their files in this workspace are needed."))
+        return
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        every = there["adapter"].tolist()
+        chosen = st.multiselect(
+            _("Adapters"), every, default=every[:_MOST_COMPARED], max_selections=_MOST_COMPARED, key="experts_similar"
+        )
+        if st.button(_("Compare adapters"), key="experts_compare", disabled=len(chosen) < 2):
+            st.session_state[_COMPARED] = chosen
+    compared = [name for name in st.session_state.get(_COMPARED, []) if name in chosen]
+    if len(compared) < 2:
+        return
+    part = there.set_index("adapter").loc[compared]
+    try:
+        with st.spinner(_("Reading {n} adapters …").format(n=len(compared))):
+            found = _compute_similarity(
+                tuple((name, str(get_workspace().adapters / name)) for name in compared), tuple(part["sha256"])
+            )
+    except UserError as error:
+        st.error(plain(error))
+        return
+    off = found.where(~pd.DataFrame(_identity(len(compared)), found.index, found.columns)).stack()
+    closest = off.idxmax()
+    st.markdown(
+        _("Most alike: {first} and {second} ({value}).").format(
+            first=plain(closest[0]), second=plain(closest[1]), value=f"{off.max():.2f}"
+        )
+    )
+    show_figure(
+        make_similarity_figure(found, height=160 + 34 * len(compared)),
+        key="experts_similarity",
+        alt=_("Heatmap of the adapters' similarity"),
+    )
+
+
+def _identity(n: int) -> list[list[bool]]:
+    return [[row == column for column in range(n)] for row in range(n)]
+
+
+@per_version
+def _load_task_names(store: Store) -> list[str]:
+    return fetch_tasks(store)["task"].tolist()
+
+
+def render_import(adapters: pd.DataFrame) -> None:
+    """Bring in a PEFT folder or a hub id."""
+    with st.expander(_("Import an adapter trained elsewhere"), icon=":material/download:", key="experts_import"):
+        bases = list(dict.fromkeys([DEFAULT_BASE, *adapters["base"]]))
+        round_key = f"experts_import_{st.session_state.get('experts_imported', 0)}"
+        options = FormOptions(
+            round_key,
+            choices={"base": bases, "trained_on": _load_task_names(get_store())},
+            free=frozenset({"base", "trained_on"}),
+        )
+        values = render_fields(ImportAdapterConfig, ["source", "name", "base", "trained_on"], options, columns=2)
+        ready = bool(values["source"] and values["name"])
+        if st.button(_("Import"), key="experts_import_go", type="primary", disabled=not ready):
+            try:
+                with st.spinner(_("Checking the adapter against its base model …")):
+                    run_now(get_store(), "import", values, get_person())
+            except UserError as error:
+                st.error(plain(error), icon=":material/error:")
+                return
+            st.session_state["experts_imported"] = st.session_state.get("experts_imported", 0) + 1
+            select(expert=values["name"])
+            confirm(_("{name} is in the bank.").format(name=plain(values["name"])))
+            st.rerun()
