@@ -47,8 +47,6 @@ def make_pages() -> dict[str, list[st.Page]]:
     for group, entries in describe_pages().items():
         for file, title, icon, question in entries:
             path, word = FOLDER / f"{file}.py", file[4:].replace("_", "-")
-            if not path.is_file():
-                continue
             by_word[word] = st.Page(
                 path,
                 title=title,

@@ -1,6 +1,7 @@
 """The frame around the pages: selection, errors, plain text, numbers in words."""
 
 import logging
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,58 @@ def test_what_is_read_is_kept_until_the_store_is_written(workspace: Workspace, m
     finally:
         state._open_store(str(workspace.root.resolve())).close()
         state._open_store.clear()
+
+
+UNDOING = """
+import streamlit as st
+from pages.shared.errors import error_boundary, guarded
+from pages.shared.layout import confirm, render_undo
+with error_boundary():
+    render_undo()
+    def take_back():
+        st.session_state["taken back"] = True
+    st.button("label", key="label", on_click=guarded(lambda: confirm("Labelled 3 questions", take_back)))
+    st.text(str(st.session_state.get("taken back", False)))
+"""
+
+
+def test_what_was_stored_can_be_taken_back(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = run_script(UNDOING, monkeypatch, workspace.root)
+    assert not app.caption
+    app.button(key="label").click().run()
+    assert app.toast[0].value == app.caption[0].value == "Labelled 3 questions"
+    app.button(key="undo_last").click().run()
+    assert app.text[0].value == "True" and not app.caption and not app.exception
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb (WCAG 2.2)."""
+    channels = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    darker, lighter = sorted((luminance(one), luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_both_looks_can_be_read(mode: str) -> None:
+    theme = tomllib.loads(Path(".streamlit/config.toml").read_text(encoding="utf-8"))["theme"][mode]
+    for part in (theme, theme["sidebar"]):
+        assert contrast(part["primaryColor"], "#ffffff") >= 4.5
+        assert contrast(part["primaryColor"], part["backgroundColor"]) >= 3
+        for background in ("backgroundColor", "secondaryBackgroundColor"):
+            assert contrast(part["textColor"], part[background]) >= 7
+            assert contrast(part["linkColor"], part[background]) >= 4.5
+    for name in ("red", "orange", "yellow", "green", "blue", "violet", "gray"):
+        assert contrast(theme[f"{name}Color"], theme["backgroundColor"]) >= 4.5
+    assert contrast(theme["dataframeHeaderTextColor"], theme["dataframeHeaderBackgroundColor"]) >= 4.5
+
+
+def test_the_server_listens_to_this_machine_only_and_tells_nothing() -> None:
+    options = tomllib.loads(Path(".streamlit/config.toml").read_text(encoding="utf-8"))
+    assert options["server"]["address"] == "127.0.0.1" and options["server"]["enableXsrfProtection"]
+    assert set(options["server"]["allowedHosts"]) == {"127.0.0.1", "localhost"}
+    assert options["client"]["showErrorDetails"] == "none" and not options["browser"]["gatherUsageStats"]

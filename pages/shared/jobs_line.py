@@ -2,20 +2,19 @@
 
 import streamlit as st
 
-from metamoe_backend.jobs.run_folder import RunFolder, RunStatus
+from metamoe_backend.jobs.run_folder import RunStatus
 from metamoe_backend.store.ingestion import ingest_finished_runs
 from pages.shared.errors import error_boundary
 from pages.shared.i18n import _
-from pages.shared.state import get_store, get_workspace
+from pages.shared.run_reading import ACTIVE, read_statuses
+from pages.shared.state import get_store
 from pages.shared.tables import duration_text
 from pages.shared.text import plain
 
 
 def fetch_active_runs() -> list[RunStatus]:
     """Runs that are queued or running, as their folders say."""
-    folders = (path for path in sorted(get_workspace().runs.iterdir()) if (path / "spec.json").is_file())
-    found = [RunFolder(path).read_state() for path in folders if not (path / "manifest.json").exists()]
-    return [status for status in found if status.state in ("running", "queued")]
+    return [status for status in read_statuses() if status.state in ACTIVE]
 
 
 def render_jobs_line() -> None:

@@ -13,9 +13,14 @@ import pytest
 
 playwright = pytest.importorskip("playwright.sync_api")
 
-from tests.browser.driving import ARGUMENTS, CHROMIUM, Dashboard, expect_no_bug, running_dashboard  # noqa: E402
-
-SIZE = {"width": 1280, "height": 900}
+from tests.browser.driving import (  # noqa: E402
+    ARGUMENTS,
+    CHROMIUM,
+    Dashboard,
+    expect_no_bug,
+    open_tab,
+    running_dashboard,
+)
 
 
 @pytest.fixture(scope="session")
@@ -60,8 +65,6 @@ def fresh_page(browser: "playwright.Browser", fresh_dashboard: Dashboard) -> Ite
 
 
 def _tab(browser: "playwright.Browser", dashboard: Dashboard) -> Iterator["playwright.Page"]:
-    context = browser.new_context(base_url=dashboard.url, viewport=SIZE, locale="en-GB", color_scheme="light")
-    tab = context.new_page()
-    yield tab
-    expect_no_bug(tab)
-    context.close()
+    with open_tab(browser, dashboard) as tab:
+        yield tab
+        expect_no_bug(tab)

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ARTIFACTS = ROOT / "tests" / "artifacts"
@@ -25,7 +26,8 @@ ARGUMENTS = [
     "--disable-background-networking",
 ]
 IDLE = '[data-testid="stApp"][data-test-script-state="notRunning"]'
-PATIENCE_MS = 60_000
+SIZE: ViewportSize = {"width": 1280, "height": 900}
+PATIENCE_MS = 120_000
 """How long an expectation is given on a busy machine before the test counts as failed."""
 expect.set_options(timeout=PATIENCE_MS)
 
@@ -80,6 +82,17 @@ def _wait_until_up(dashboard: Dashboard) -> None:
         except OSError:
             time.sleep(0.1)
     raise AssertionError(f"The dashboard did not come up:\n{dashboard.read_log()}")
+
+
+@contextmanager
+def open_tab(
+    browser: Browser, dashboard: Dashboard, locale: str = "en-GB", scheme: Literal["light", "dark"] = "light"
+) -> Iterator[Page]:
+    """A tab of a person of their own, 1280 wide, who is as patient as the expectations."""
+    context = browser.new_context(base_url=dashboard.url, viewport=SIZE, locale=locale, color_scheme=scheme)
+    context.set_default_timeout(PATIENCE_MS)
+    yield context.new_page()
+    context.close()
 
 
 def wait_idle(page: Page) -> None:

@@ -5,33 +5,26 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.conftest import SIZE
-from tests.browser.driving import open_page, running_dashboard, screenshot, wait_idle
+from tests.browser.driving import expect_no_bug, open_page, open_tab, running_dashboard, screenshot, wait_idle
 
 pytestmark = pytest.mark.browser
 
 
 def test_the_very_first_visitor_may_follow_a_link(browser: Browser, workspace) -> None:
     """Streamlit's older navigation would say that the page does not exist (see pages/__main__.py)."""
-    with running_dashboard(workspace.root) as dashboard:
-        tab = browser.new_page(base_url=dashboard.url)
+    with running_dashboard(workspace.root) as dashboard, open_tab(browser, dashboard) as tab:
         open_page(tab, "explore")
         expect(tab.get_by_role("heading", name="Explore")).to_be_visible()
         expect(tab.get_by_role("dialog")).to_have_count(0)
-        tab.close()
 
 
 def test_a_second_dashboard_says_who_holds_the_workspace(browser: Browser, workspace) -> None:
-    with running_dashboard(workspace.root) as first:
-        tab = browser.new_page(base_url=first.url)
+    with running_dashboard(workspace.root) as first, open_tab(browser, first) as tab:
         open_page(tab, "explore")
-        with running_dashboard(workspace.root) as second:
-            other = browser.new_page(base_url=second.url)
+        with running_dashboard(workspace.root) as second, open_tab(browser, second) as other:
             open_page(other, "explore")
             alert = other.get_by_role("alert").filter(has_text="is held by the dashboard")
             expect(alert).to_contain_text(f"process {first.process.pid}")
-            other.close()
-        tab.close()
 
 
 def test_the_selection_follows_and_can_be_taken_away(page: Page) -> None:
@@ -62,14 +55,12 @@ def test_language_and_name_are_kept_in_the_address(page: Page) -> None:
 
 
 def test_a_chinese_browser_gets_chinese_and_dark_is_dark(browser: Browser, dashboard) -> None:
-    context = browser.new_context(base_url=dashboard.url, viewport=SIZE, locale="zh-CN", color_scheme="dark")
-    tab = context.new_page()
-    open_page(tab, "explore")
-    expect(tab.get_by_role("heading", name="探索")).to_be_visible()
-    screenshot(tab, "explore_dark_zh")
-    background = tab.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
-    assert background == "rgb(20, 24, 29)"
-    context.close()
+    with open_tab(browser, dashboard, locale="zh-CN", scheme="dark") as tab:
+        open_page(tab, "explore")
+        expect(tab.get_by_role("heading", name="探索")).to_be_visible()
+        screenshot(tab, "explore_dark_zh")
+        background = tab.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
+        assert background == "rgb(20, 24, 29)"
 
 
 def test_nothing_is_fetched_from_elsewhere(page: Page, dashboard) -> None:
@@ -87,6 +78,16 @@ def _is_here(address: str, url: str) -> bool:
     return address.startswith((url, url.replace("http", "ws"), "data:", "blob:"))
 
 
-def test_the_log_of_the_dashboard_has_no_traceback(page: Page, dashboard) -> None:
-    open_page(page, "explore")
-    assert "Traceback" not in Path(dashboard.log).read_text()
+def test_every_page_opens_in_both_languages_without_loading_torch(browser: Browser, fresh_dashboard) -> None:
+    for locale in ("en-GB", "zh-CN"):
+        with open_tab(browser, fresh_dashboard, locale=locale) as tab:
+            open_page(tab, "explore")
+            links = tab.get_by_test_id("stSidebarNav").get_by_role("link")
+            assert links.count() == 12
+            for link in links.all():
+                link.click()
+                wait_idle(tab)
+                expect_no_bug(tab)
+    loaded = Path(f"/proc/{fresh_dashboard.process.pid}/maps").read_text()
+    assert "libtorch" not in loaded, "a page loads torch as it opens: import it where it is used"
+    assert "Traceback" not in fresh_dashboard.read_log()
