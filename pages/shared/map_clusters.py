@@ -104,7 +104,6 @@ def render_clusters(store: Store, map_id: str, clusters: pd.DataFrame) -> None:
     }  # fmt: skip
     picked = show_table(
         shown, f"map_clusters_{map_id}", labels=labels, formats=formats, select="single-row",
-        height=38 + 35 * min(len(shown), 12),
     )  # fmt: skip
     if len(picked):
         row = clusters[clusters["cluster"] == picked["cluster"].iloc[0]].iloc[0]

@@ -97,7 +97,7 @@ def _render_breakdown(store: Store, rows: pd.DataFrame, clusters: pd.DataFrame) 
         named = counts["group"].where(counts["group"] != _("unlabelled"))
         counts = counts.assign(group=as_chips(named))
         formats["group"] = skill_chips(load_skills(store), kinds[kind])
-    height = 38 + 35 * min(len(counts), 6)
+    height = 240 if len(counts) > 6 else None
     show_table(counts, f"map_counts_{kind}", labels={"group": kinds[kind]}, formats=formats, height=height)
 
 

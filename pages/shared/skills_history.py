@@ -71,7 +71,6 @@ def render_labellings(store: Store, suggestions: pd.DataFrame) -> None:
             "created_at": st.column_config.DatetimeColumn(_("When (UTC)"), format="YYYY-MM-DD HH:mm"),
         },
         select="single-row",
-        height=38 + 35 * min(len(labellings), 8),
     )  # fmt: skip
     if len(picked):
         labels = {

@@ -142,7 +142,6 @@ def _render_neighbours(store: Store, question_id: str, skills: pd.DataFrame) -> 
             "similarity": st.column_config.NumberColumn(_("Similarity"), format="%.2f", width="small"),
             "skill": skill_chips(skills, _("Skill")),
         },
-        height=38 + 35 * len(near),
     )
 
 

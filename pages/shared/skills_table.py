@@ -64,7 +64,6 @@ def render_skills_table(store: Store, skills: pd.DataFrame) -> None:
         },
         hide=("skill_id",),
         select="single-row",
-        height=38 + 35 * min(len(shown), 12),
     )
     said = _("Experts under plan '{plan}'.").format(plan=plain(plan)) if plan else _("No plan is saved yet.")
     st.caption(said + " " + _("Pick a skill to rename, recolour or merge it."))

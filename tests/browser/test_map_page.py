@@ -1,0 +1,102 @@
+"""Map: a person draws round a group and gives it a skill; colours change and the place stays."""
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from metamoe_backend.store.connection import Store
+from metamoe_backend.store.skills import fetch_labels
+from metamoe_backend.workspace import Workspace
+from tests.browser.driving import PATIENCE_MS, Dashboard, lasso, open_page, screenshot, wait_idle
+
+pytestmark = pytest.mark.browser
+EVERYTHING = [(0.01, 0.01), (0.99, 0.01), (0.99, 0.99), (0.01, 0.99)]
+LEFT_HALF = [(0.01, 0.01), (0.5, 0.01), (0.5, 0.99), (0.01, 0.99)]
+
+
+def open_map(page: Page) -> None:
+    open_page(page, "map")
+    page.wait_for_selector(".st-key-map_figure .nsewdrag", timeout=PATIENCE_MS)
+    wait_idle(page)
+
+
+def read_camera(page: Page) -> list[float]:
+    script = """() => {
+        const layout = document.querySelector('.st-key-map_figure .js-plotly-plot')._fullLayout
+        return [...layout.xaxis.range, ...layout.yaxis.range]
+    }"""
+    return page.evaluate(script)
+
+
+def count_selected(page: Page) -> int:
+    text = page.get_by_role("button", name="Label all").inner_text()
+    return int(text.split("Label all")[1].strip().replace(",", ""))
+
+
+def test_a_lasso_labels_its_questions_and_undo_takes_it_back(fresh_page: Page, fresh_dashboard: Dashboard) -> None:
+    page = fresh_page
+    open_map(page)
+    screenshot(page, "map", full=True)
+    lasso(page, page.locator(".st-key-map_figure"), LEFT_HALF)
+    expect(page.get_by_role("button", name="Label all")).to_be_visible()
+    n = count_selected(page)
+    assert 0 < n < 420
+    assert "questions=" in page.url
+    field = page.get_by_role("combobox", name="Label as")
+    field.fill("knights and knaves")
+    field.press("Enter")
+    wait_idle(page)
+    screenshot(page, "map_lasso", full=True)
+    page.get_by_role("button", name="Label all").click()
+    message = page.get_by_text(f"Labelled {n} questions 'knights and knaves'").first
+    expect(message).to_be_visible()
+    page.get_by_role("button", name="Undo", exact=True).click()
+    expect(page.get_by_text("Taken back.")).to_be_visible()
+    wait_idle(page)
+    page.get_by_role("button", name="Label all").click()
+    expect(message).to_be_visible()
+    wait_idle(page)
+    fresh_dashboard.process.terminate()
+    fresh_dashboard.process.wait()
+    with Store.open(Workspace(fresh_dashboard.workspace)) as store:
+        labels = fetch_labels(store)
+    mine = labels[labels["skill"] == "knights and knaves"]
+    assert len(mine) == n
+    assert set(mine["how"]) == {"lasso"}
+
+
+def test_colours_change_and_the_person_stays_where_they_were(page: Page) -> None:
+    open_map(page)
+    before = read_camera(page)
+    page.get_by_test_id("stButtonGroup").get_by_text("Pan", exact=True).click()
+    wait_idle(page)
+    box = page.locator(".st-key-map_figure .nsewdrag").first.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x - 120, y - 50, steps=6)
+    page.mouse.up()
+    page.wait_for_timeout(1500)  # the camera waits for the hand to rest
+    wait_idle(page)
+    moved = read_camera(page)
+    assert moved != pytest.approx(before)
+    page.get_by_role("combobox", name="Colour by").click()
+    page.get_by_role("option", name="Outcome").click()
+    expect(page.get_by_text("Outcome over all evaluated experts")).to_be_visible()
+    page.wait_for_selector(".st-key-map_figure .nsewdrag", timeout=PATIENCE_MS)
+    assert read_camera(page) == pytest.approx(moved)
+
+
+def test_search_and_a_cluster_become_the_selection(page: Page) -> None:
+    open_map(page)
+    field = page.get_by_role("textbox", name="Search the text")
+    field.fill("SYLLOGISM")
+    field.press("Enter")
+    expect(page.get_by_text("60 questions contain “SYLLOGISM”")).to_be_visible()
+    page.get_by_role("button", name="Select them").click()
+    expect(page.get_by_role("button", name="Label all 60")).to_be_visible()
+    wait_idle(page)
+    lasso(page, page.locator(".st-key-map_figure"), EVERYTHING)
+    expect(page.get_by_role("button", name="Label all 60")).to_be_visible()
+    page.get_by_role("button", name="Clear", exact=True).click()
+    expect(page.get_by_text("Draw round a group with the lasso")).to_be_visible()
