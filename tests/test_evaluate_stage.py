@@ -236,6 +236,16 @@ def test_the_batch_budget_changes_no_answer(prepared: Prepared):
     assert flat[0] == pytest.approx(flat[1], abs=1e-4)
 
 
+def test_another_precision_is_another_evaluation(prepared: Prepared):
+    first = prepared.evaluate(systems=["moe"], limit=3).rows("prediction")
+    insert_rows(prepared.store, "evaluate", prediction=first.drop(columns="run_id"))
+    second = prepared.evaluate(systems=["moe"], limit=3, dtype="bfloat16", run_id="run-2").rows("prediction")
+    assert set(second["dtype"]) == {"bfloat16"}
+    assert second["question_id"].tolist() == first["question_id"].tolist()
+    flat = [np.concatenate(frame["logliks"].dropna().tolist()) for frame in (first, second)]
+    assert flat[0] == pytest.approx(flat[1], rel=0.05)
+
+
 @pytest.mark.parametrize("end", ["killed", "stopped"])
 def test_a_run_goes_on_where_it_stood(prepared: Prepared, monkeypatch, end: str):
     monkeypatch.setattr(stage, "PART_QUESTIONS", 3)

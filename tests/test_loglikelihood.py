@@ -116,3 +116,13 @@ def test_batches_keep_to_the_budget_and_hold_every_row_once(lengths, budget):
 
 def test_padding_stands_on_the_left():
     assert pad_left([[1], [2, 3, 4]], 0).tolist() == [[0, 0, 1], [2, 3, 4]]
+
+
+@pytest.mark.model
+def test_packed_equals_each_option_alone_on_the_packaged_model():
+    real = load_base("smollm2-135m", "cpu")
+    pairs = encode(real.tokenizer, [QUESTIONS[0], QUESTIONS[2], ("Question: 1 + 1?\nAnswer:", ["2", "window"])])
+    packed = score_packed(OpenSystem(real.model, []), pairs)
+    for options, values in zip(pairs, packed, strict=True):
+        assert values == pytest.approx([score_alone(real.model, *pair) for pair in options], abs=1e-3)
+    assert packed[2].argmax() == 0
