@@ -46,7 +46,12 @@ class _Kind:
 
 def field_label(name: str) -> str:
     """A field's name in a person's words."""
-    labels = {
+    return field_labels().get(name, name.replace("_", " ").capitalize())
+
+
+def field_labels() -> dict[str, str]:
+    """The names of all settings that forms show."""
+    return {
         "name": _("Name"), "plan": _("Plan"), "base": _("Base model"), "device": _("Device"), "split": _("Split"),
         "limit": _("At most, questions"), "rank": _("Rank r"), "alpha": _("Alpha"), "dropout": _("Dropout"),
         "targets": _("Adapted modules"), "steps": _("Steps"), "epochs": _("Epochs"), "batch_size": _("Batch size, questions"),
@@ -63,7 +68,6 @@ def field_label(name: str) -> str:
         "source": _("Source"), "trained_on": _("Trained on"), "kind": _("Kind"),
         "neighbours": _("Neighbours"), "min_dist": _("Minimal distance"), "min_cluster_size": _("Smallest cluster"),
     }  # fmt: skip
-    return labels.get(name, name.replace("_", " ").capitalize())
 
 
 def render_fields(cls: type[BaseModel], names: Sequence[str], options: FormOptions, columns: int = 3) -> dict[str, Any]:

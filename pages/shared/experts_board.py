@@ -1,6 +1,7 @@
 """The plan board: one row a skill, one column an expert; what that means for sizes; saving it; what follows from it."""
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from metamoe_backend.config import BASE_EXPERT, NAME_PATTERN
-from metamoe_backend.errors import ConfigError
+from metamoe_backend.errors import ConfigError, UserError
 from metamoe_backend.experts.bank import find_free_name
 from metamoe_backend.experts.plan import check_assignments, compute_balance, compute_plan_sizes, find_unassigned
 from metamoe_backend.figures.plans import make_plan_figure
@@ -24,6 +25,7 @@ from pages.shared.tables import percent
 
 _NEW = ""
 _ADDED, _SHOWN = "experts_added", "experts_shown_plan"
+_LETTERS = ("Lu", "Ll", "Lt", "Lm", "Lo", "Nd")
 _WIDEST_BOARD = 64
 """Characters of expert names that fit beside each other; beyond that each skill gets a list to choose from."""
 
@@ -56,7 +58,8 @@ def _load_colours(store: Store) -> dict[str, str]:
 
 def name_for_skill(skill: str) -> str:
     """A usable expert name made from a skill's: "general knowledge" becomes general-knowledge."""
-    name = re.sub(r"[^\w.\-]+", "-", skill).strip("-.")[:64]
+    kept = "".join(sign if sign in "_.-" or unicodedata.category(sign) in _LETTERS else "-" for sign in skill)
+    name = re.sub("-+", "-", kept).strip("-.")[:56].rstrip("-.")
     return name if re.match(NAME_PATTERN, name) and name != BASE_EXPERT else f"expert-{name}".strip("-")
 
 
@@ -189,10 +192,16 @@ def _render_save(labelling: str, plan: str, assignments: dict[str, str], skills:
             _("Name of the plan"), value=plan or find_free_name("plan", taken), max_chars=64,
             key=f"experts_plan_name_{labelling}_{plan}", width=180,
         ).strip()  # fmt: skip
-        st.button(
-            _("Save plan"), key="experts_save", type="primary", icon=":material/save:",
-            on_click=guarded(_save), args=(labelling, name, assignments, skills),
-        )  # fmt: skip
+        # Not a callback: that would get what the board said before the last edit.
+        wanted = st.button(_("Save plan"), key="experts_save", type="primary", icon=":material/save:")
+    if not wanted:
+        return
+    try:
+        _save(labelling, name, assignments, skills)
+    except UserError as error:
+        st.error(plain(error), icon=":material/error:")
+    else:
+        st.rerun()
 
 
 def _save(labelling: str, name: str, assignments: dict[str, str], skills: list[str]) -> None:

@@ -1,0 +1,139 @@
+"""The Experts page: the plan board, the plan that is saved, what is trained of it, the bank."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from streamlit.testing.v1 import AppTest
+
+from metamoe_backend.config import BASE_EXPERT, parse_config
+from metamoe_backend.config import ImportAdapterConfig as Named
+from metamoe_backend.store.experts import fetch_adapters, fetch_plan_entries, fetch_plans
+from metamoe_backend.workspace import Workspace
+from pages.shared import state
+from pages.shared.experts_bank import describe_bank
+from pages.shared.experts_board import name_for_skill, propose_assignments
+from pages.shared.experts_training import describe_experts
+
+PAGE = str(Path(state.__file__).parents[1] / "p06_experts.py")
+
+
+@given(st.lists(st.text(min_size=1, max_size=80), unique=True, max_size=8))
+def test_a_new_plan_begins_with_a_usable_expert_for_each_skill(skills: list[str]) -> None:
+    proposed = propose_assignments(skills)
+    assert list(proposed) == skills and len(set(proposed.values())) == len(skills)
+    for expert in proposed.values():
+        assert expert != BASE_EXPERT
+        assert parse_config(Named, {"source": "x", "name": expert}).name == expert
+
+
+def test_names_of_skills_stay_readable() -> None:
+    assert name_for_skill("general knowledge") == "general-knowledge"
+    assert (
+        name_for_skill("算术") == "算术" and name_for_skill("base") == "expert-base" and name_for_skill("?") == "expert"
+    )
+
+
+def test_an_expert_counts_as_trained_only_for_the_same_plan_and_skills() -> None:
+    entries = pd.DataFrame(
+        {"skill": ["a", "b", "c", "d"], "expert": ["x", "x", "y", "base"], "train": [3, 4, 5, 6], "questions": 9}
+    )
+    adapters = pd.DataFrame(
+        {"adapter": ["x", "y", "z"], "plan": ["p", "p", "other"], "skills": [["b", "a"], ["c", "d"], ["c"]]}
+    )
+    found = describe_experts(entries, adapters, "p").set_index("expert")
+    assert found["train"].to_dict() == {"x": 7, "y": 5}
+    assert found["trained"].to_dict() == {"x": True, "y": False} and found.loc["x", "adapters"] == ["x"]
+
+
+def test_the_bank_says_unknown_where_nobody_said() -> None:
+    adapters = pd.DataFrame(
+        {
+            "adapter": ["x", "y"], "source": ["trained", "imported"], "plan": ["p", None], "skills": [["a"], []],
+            "trained_on": [["t"], []], "rank": 8, "alpha": 16.0, "targets": [["up_proj"]] * 2, "parameters": 1_500_000,
+            "base": ["smollm2-135m", "/home/someone/models/own"], "created_at": pd.Timestamp("2026-11-21"),
+        }
+    )  # fmt: skip
+    shown = describe_bank(adapters, {"p"})
+    assert shown["trained_on"].tolist() == [["t"], ["unknown"]]
+    assert shown["plan"].tolist() == ["p (older labelling)", "–"]
+    assert shown["base"].tolist() == ["smollm2-135m", "own"] and shown["parameters"].tolist() == [1.5, 1.5]
+
+
+@pytest.fixture
+def opened(synthetic: Workspace, monkeypatch: pytest.MonkeyPatch):
+    """The Experts page on a copy of the synthetic workspace."""
+    monkeypatch.setenv("METAMOE_WORKSPACE", str(synthetic.root))
+    yield AppTest.from_file(PAGE, default_timeout=120)
+    state._open_store(str(synthetic.root.resolve())).close()
+    state._open_store.clear()
+
+
+def give(app: AppTest, skill: str) -> object:
+    """The row of a skill on the board that is shown."""
+    return next(group for group in app.button_group if (group.key or "").endswith(f"|{app_plan(app)}_{skill}"))
+
+
+def app_plan(app: AppTest) -> str:
+    return app.selectbox(key="experts_plan_v1").value
+
+
+def test_skills_are_moved_and_the_plan_is_saved_under_a_new_name(opened: AppTest, synthetic: Workspace) -> None:
+    app = opened.run()
+    assert not app.exception and not app.error
+    assert "4 adapters are in the bank. Plan first gives 4 skills to 3 experts" in app.subheader[0].value
+    # Twice the same row: an edit must not undo the one before it.
+    give(app, "logic").set_value("letters").run()
+    give(app, "arithmetic").set_value("letters").run()
+    give(app, "logic").set_value("arith").run()
+    assert not app.exception and not app.error
+    assert any("differs from the plan first" in caption.value for caption in app.caption)
+    app.text_input(key="experts_plan_name_v1_first").set_value("second")
+    app.button(key="experts_save").click().run()
+    assert not app.exception and not app.error
+    assert app_plan(app) == "second"
+    store = state._open_store(str(synthetic.root.resolve()))
+    entries = fetch_plan_entries(store, "second").set_index("skill")["expert"].to_dict()
+    assert entries == {
+        "arithmetic": "letters", "letters": "letters", "logic": "arith", "general knowledge": "base",
+    }  # fmt: skip
+    assert fetch_plans(store)["author"].iloc[0] == state._default_person()
+
+
+def test_a_plan_that_has_trained_is_kept_and_the_page_says_why(opened: AppTest) -> None:
+    app = opened.run()
+    give(app, "logic").set_value("letters").run()
+    app.button(key="experts_save").click().run()
+    assert not app.exception
+    assert "has trained" in app.error[0].value
+
+
+def test_the_way_to_training_takes_plan_expert_and_shape_along(
+    opened: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    went: list[str] = []
+    monkeypatch.setattr("pages.shared.experts_training.open_page", went.append)
+    app = opened.run()
+    app.number_input(key="experts_lora_rank").set_value(4)
+    app.selectbox(key="experts_train_first").select("logic").run()
+    app.button(key="experts_go").click().run()
+    panel = app.session_state["jobs_panel"]
+    assert went == ["jobs"] and panel["kind"] == "expert"
+    assert panel["values"]["name"] == "logic" and panel["values"]["plan"] == "first"
+    assert panel["values"]["lora"]["rank"] == 4 and panel["values"]["lora"]["alpha"] == 16.0
+
+
+def test_without_a_labelling_the_page_says_where_to_make_one(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METAMOE_WORKSPACE", str(workspace.root))
+    try:
+        app = AppTest.from_file(PAGE, default_timeout=120).run()
+        assert not app.exception and not app.error
+        assert app.button(key="empty_skills").label == "Go to Skills"
+        assert fetch_adapters(state.get_store()).empty
+    finally:
+        state._open_store(str(workspace.root.resolve())).close()
+        state._open_store.clear()

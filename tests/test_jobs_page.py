@@ -1,0 +1,214 @@
+"""The Jobs page: forms made from the settings, runs read cheaply, runs in words, two runs compared."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from metamoe_backend.config import EvaluateConfig, ImportAdapterConfig, MoeConfig, TrainConfig, parse_config
+from metamoe_backend.jobs.context import RunContext
+from metamoe_backend.jobs.run_folder import RunFolder, RunStatus, create_run, list_runs
+from metamoe_backend.jobs.supervisor import Seen, poll
+from metamoe_backend.workspace import Workspace
+from pages.shared import jobs_new, state
+from pages.shared.config_form import field_labels
+from pages.shared.jobs_compare import compare_results, compare_settings
+from pages.shared.jobs_table import choose_shown, make_rows
+from pages.shared.run_reading import thin_out
+from pages.shared.run_words import answer_text, progress_text, reason_text, state_name, time_text
+
+NOW = datetime(2026, 11, 21, 12)
+RUN = RunStatus(run_id="r1", stage="train", name="arith", by="ana", created_at=NOW, state="queued", place=1)
+RUNNING = replace(RUN, state="running", done=120, total=300, eta_s=240.0, started_at=NOW - timedelta(minutes=2))
+
+
+# ---- reading ------------------------------------------------------------------------------------------------------
+
+
+def test_ended_runs_are_read_once_and_again_after_a_resume(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [create_run(workspace, "train", f"run-{number}", {}, "ana", {}) for number in range(3)]
+    for run, end in zip(runs, ("finished", "stopped", None), strict=True):
+        context = RunContext(run)
+        context.start()
+        if end:
+            context.finish(end)
+    read: list[str] = []
+    original = RunFolder.read_state
+    monkeypatch.setattr(RunFolder, "read_state", lambda run: read.append(run.run_id) or original(run))
+    seen: Seen = {}
+    assert [status.state for status in poll(workspace, seen)] == ["running", "stopped", "finished"]
+    read.clear()
+    assert [status.state for status in poll(workspace, seen)] == ["running", "stopped", "finished"]
+    assert read == [runs[2].run_id]
+    runs[1].write_state(runs[1].read_state_file().model_copy(update={"state": "queued"}))
+    assert [status.state for status in poll(workspace, seen)] == ["running", "queued", "finished"]
+
+
+@pytest.mark.parametrize("n", [0, 1, 59, 60, 61, 119, 1000])
+def test_a_sparkline_keeps_its_end(n: int) -> None:
+    values = [float(number) for number in range(n)]
+    thinned = thin_out(values, 60)
+    assert len(thinned) <= 60 and thinned == sorted(thinned) and set(thinned) <= set(values)
+    assert thinned[-1:] == values[-1:] and (n > 60 or thinned == values)
+
+
+# ---- words --------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_in_words() -> None:
+    assert progress_text(RUNNING) == "120 of 300, 4 min left"
+    assert progress_text(replace(RUNNING, total=0)) == "getting ready"
+    assert time_text(RUNNING, NOW) == "4 min left"
+    assert time_text(replace(RUNNING, eta_s=None), NOW) == "2 min"
+    assert time_text(RUN, NOW) == "–"
+    ended = replace(RUNNING, state="finished", ended_at=NOW - timedelta(seconds=90))
+    assert time_text(ended, NOW) == "30 s"
+    assert state_name(replace(RUNNING, stopping="cancel")) == "cancelling"
+    assert state_name(replace(RUNNING, responding=False)) == "not responding"
+
+
+def test_the_answer_says_what_runs_and_what_waits() -> None:
+    assert answer_text([RUN, RUNNING, RUN]) == "1 running (arith: 120 of 300, 4 min left), 2 queued"
+    assert answer_text([RUN]) == "1 queued"
+    failed, finished = replace(RUN, state="failed"), replace(RUN, state="finished")
+    assert answer_text([finished]) == "Nothing is running; 1 run has ended."
+    assert answer_text([failed, finished]) == "Nothing is running; 2 runs have ended. 1 of them failed."
+
+
+def test_why_a_run_stands_as_it_does() -> None:
+    assert reason_text(RUNNING) is None and reason_text(replace(RUN, state="finished")) is None
+    assert "half a minute" in (reason_text(replace(RUNNING, responding=False)) or "")
+    assert reason_text(replace(RUN, state="failed", error="The loss became NaN.")) == "The loss became NaN."
+    waiting = replace(RUN, run_id="r2", place=3)
+    assert "comes next" in (reason_text(RUN, [RUN, waiting]) or "")
+    assert "1 run is before it" in (reason_text(waiting, [RUN, waiting]) or "")
+
+
+def test_the_table_has_a_row_a_run_and_shows_what_runs_first() -> None:
+    rows = make_rows([RUN, RUNNING], {"r1": [2.0, 1.0]}, NOW)
+    assert rows["what"].tolist() == ["training · arith"] * 2
+    assert pd.isna(rows["progress"][0]) and rows["progress"][1] == 40.0
+    assert make_rows([], {}, NOW).empty
+    other = replace(RUNNING, run_id="r2")
+    assert choose_shown([RUN, other], None) is other and choose_shown([RUN, other], "r1") is RUN
+    assert choose_shown([RUN], "gone") is RUN and choose_shown([], None) is None
+
+
+# ---- comparing ----------------------------------------------------------------------------------------------------
+
+
+def test_only_what_differs_is_named() -> None:
+    first = TrainConfig(name="arith", plan="p").model_dump(mode="json")
+    second = TrainConfig(name="arith", plan="p", limit=40, optim={"steps": 7}).model_dump(mode="json")
+    found = compare_settings(first, second).set_index("setting")
+    assert found["first"].to_dict() == {"limit": "–", "optim.steps": "–"}
+    assert found["second"].to_dict() == {"limit": "40", "optim.steps": "7"}
+    assert compare_settings(first, first).empty
+
+
+def test_last_values_of_two_runs_stand_side_by_side() -> None:
+    a = pd.DataFrame({"step": [1, 2], "name": "loss", "value": [3.0, 2.0]})
+    b = pd.DataFrame({"step": [1, 2], "name": ["loss", "eval_loss"], "value": [4.0, 1.0]})
+    found = compare_results(a, b).set_index("metric")
+    assert found.loc["loss"].tolist() == [2.0, 4.0]
+    assert pd.isna(found.loc["eval_loss", "first"]) and found.loc["eval_loss", "second"] == 1.0
+
+
+# ---- forms --------------------------------------------------------------------------------------------------------
+
+
+def test_every_setting_of_a_form_has_a_name_of_its_own() -> None:
+    nested = [TrainConfig.model_fields[name].annotation for name in ("lora", "optim")]
+    for cls in (TrainConfig, MoeConfig, EvaluateConfig, ImportAdapterConfig, *nested):
+        for name in cls.model_fields:
+            assert name in (*field_labels(), "lora", "optim"), (cls, name)
+
+
+FORM = """
+import streamlit as st
+from metamoe_backend.config import MoeConfig, OptimSettings
+from pages.shared.config_form import FormOptions, render_fields, render_nested
+options = FormOptions("f", {"name": "m", "plan": "p2", "experts": ["a"], "optim": {"batch_size": 4}},
+    {"plan": ["p1", "p2"], "experts": ["a", "b"]}, frozenset({"base"}))
+values = render_fields(MoeConfig, [name for name in MoeConfig.model_fields if name != "optim"], options)
+values["optim"] = render_nested(MoeConfig, "optim", options, "Training")
+st.session_state["values"] = values
+"""
+
+
+def test_a_form_begins_with_defaults_and_keeps_to_the_bounds() -> None:
+    app = AppTest.from_string(FORM, default_timeout=60).run()
+    assert not app.exception
+    config = parse_config(MoeConfig, app.session_state["values"] | {"top_k": 1})
+    assert config.plan == "p2" and config.optim.batch_size == 4
+    assert config.optim.steps == 60, "what stands in the place of nothing said is the outer class's default"
+    rate = app.number_input(key="f_optim.learning_rate")
+    assert rate.max == 1.0 and 0 < rate.min < 1e-6 and rate.help == "Peak learning rate of AdamW"
+    assert app.number_input(key="f_top_k").min == 1 and app.number_input(key="f_top_k").max == 512
+    assert app.number_input(key="f_limit").value is None
+    app.number_input(key="f_limit").set_value(12)
+    app.selectbox(key="f_mode").select("uniform")
+    app.toggle(key="f_no_expert").set_value(False).run()
+    values = app.session_state["values"]
+    assert (values["limit"], values["mode"], values["no_expert"]) == (12, "uniform", False)
+
+
+# ---- the page -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def opened(synthetic: Workspace, monkeypatch: pytest.MonkeyPatch):
+    """The Jobs page on a copy of the synthetic workspace."""
+    monkeypatch.setenv("METAMOE_WORKSPACE", str(synthetic.root))
+    yield AppTest.from_file(str(Path(state.__file__).parents[1] / "p07_jobs.py"), default_timeout=120)
+    state._open_store(str(synthetic.root.resolve())).close()
+    state._open_store.clear()
+
+
+def test_a_form_becomes_a_queued_run_and_a_command(
+    opened: AppTest, synthetic: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    monkeypatch.setattr("metamoe_backend.launch.submit", lambda workspace, run: started.append(run))
+    app = opened.run()
+    assert not app.exception and not app.error
+    assert "18 runs have ended" in app.subheader[0].value
+    app.button(key="jobs_new").click().run()
+    assert not app.exception and not app.error
+    key = f"jobs_{app.session_state['jobs_panel']['key']}_expert"
+    app.selectbox(key=f"{key}_name").select("logic")
+    app.number_input(key=f"{key}_optim.steps").set_value(5).run()
+    assert any("train expert logic" in code.value and "--steps 5" in code.value for code in app.code)
+    app.button(key="jobs_new_start").click().run()
+    assert not app.exception and not app.error
+    assert [run.read_spec().config["optim"]["steps"] for run in started] == [5]
+    assert started[0].read_spec().name == "logic" and "jobs_panel" not in app.session_state
+    assert started[0].run_id in app.query_params["run"]
+
+
+@pytest.mark.parametrize("kind", list(jobs_new.STAGE_OF_KIND))
+def test_every_form_starts_out_as_something_that_can_be_started(opened: AppTest, kind: str) -> None:
+    opened.session_state["jobs_panel"] = {"kind": kind, "values": {}, "key": "test"}
+    if kind == "evaluate":  # every system has answered already, so none is proposed
+        opened.session_state["jobs_panel"]["values"] = {"systems": ["base", "moe"]}
+    app = opened.run()
+    assert not app.exception and not app.error and not app.warning
+    assert not app.button(key="jobs_new_start").disabled
+
+
+def test_an_empty_workspace_offers_the_first_run(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METAMOE_WORKSPACE", str(workspace.root))
+    try:
+        app = AppTest.from_file(str(Path(state.__file__).parents[1] / "p07_jobs.py"), default_timeout=120).run()
+        app.button(key="empty_Start the first run").click().run()
+        assert not app.exception and not app.error
+        assert any("No plan says yet" in markdown.value for markdown in app.markdown)
+        assert list_runs(workspace) == []
+    finally:
+        state._open_store(str(workspace.root.resolve())).close()
+        state._open_store.clear()
