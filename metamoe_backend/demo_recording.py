@@ -3,6 +3,7 @@
 Every step first looks whether it is done, so that a broken-off recording goes on where it stood.
 """
 
+import hashlib
 import json
 import platform
 import shutil
@@ -15,7 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from metamoe_backend import demo_recipe as recipe
 from metamoe_backend.demo import RECORDED
@@ -226,6 +229,9 @@ def _lay_down(recorded: Workspace, out: Path, figures: dict[str, Any], minutes: 
     kept = shutil.ignore_patterns("inputs", "checkpoints", "*.lock", ".*", "control.json")
     for folder in RECORDED:
         shutil.copytree(recorded.root / folder, partial / folder, ignore=kept)
+    for run in (partial / "runs").iterdir():
+        _shrink_parts(run)
+        _forget_machine(run / "spec.json")
     about = {
         "command": "make demo",
         "recorded_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -239,6 +245,49 @@ def _lay_down(recorded: Workspace, out: Path, figures: dict[str, Any], minutes: 
     (partial / "demo.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
+
+
+def _forget_machine(spec: Path) -> None:
+    """Paths in the demo start at the project's folder, wherever that lay while it was recorded."""
+    project = str(Path(__file__).resolve().parent.parent)
+    text = spec.read_text(encoding="utf-8")
+    spec.write_text(text.replace(f'"{project}"', '"."').replace(f'"{project}/', '"'), encoding="utf-8")
+
+
+KEPT_DIGITS = {"embedding": ("vector", 3), "activation": ("weight", 4), "token_activation": ("weight", 4)}
+"""Columns that are committed rounded: their last digits cost megabytes and change no figure."""
+
+
+def _shrink_parts(run: Path) -> None:
+    """Write a run's parts again, each table as one part, rounded as `KEPT_DIGITS` says, and its manifest with them.
+
+    Meta-questions' vectors are left out: they can be computed again in seconds and no recorded result rests on them.
+    """
+    import pyarrow.parquet as pq
+
+    from metamoe_backend.jobs.parts import arrow_schema
+
+    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    tables: dict[str, list[Path]] = {}
+    for part in manifest["parts"]:
+        tables.setdefault(part["target"], []).append(run / "output" / part["part"])
+    parts = []
+    for target, paths in tables.items():
+        frame = pd.concat([pq.read_table(path).to_pandas() for path in paths], ignore_index=True)
+        for path in paths:
+            path.unlink()
+        if target == "embedding" and (frame["of"] != "question").any():
+            continue
+        if target in KEPT_DIGITS:
+            column, digits = KEPT_DIGITS[target]
+            frame[column] = [np.round(value, digits) for value in frame[column]]
+        path = run / "output" / f"{target}-0001.parquet"
+        table = pa.Table.from_pandas(frame, schema=arrow_schema(target), preserve_index=False)
+        pq.write_table(table, path, compression="zstd", compression_level=19)
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        parts.append({"part": path.name, "target": target, "rows": len(frame), "sha256": sha256})
+    manifest["parts"] = parts
+    (run / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
 def _cores() -> int:
