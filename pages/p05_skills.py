@@ -11,6 +11,7 @@ from pages.shared.skills_queue import choose_queue, render_card, render_small_ma
 from pages.shared.skills_suggestions import UNCERTAIN_BELOW, render_suggestions
 from pages.shared.skills_table import render_new_skill, render_skills_table
 from pages.shared.state import get_store
+from pages.shared.tables import percent
 
 
 def render_answer(skills: pd.DataFrame, suggestions: pd.DataFrame) -> None:
@@ -25,7 +26,7 @@ def render_answer(skills: pd.DataFrame, suggestions: pd.DataFrame) -> None:
     if len(suggestions):
         uncertain = int((suggestions["probability"] < UNCERTAIN_BELOW).sum())
         sentence += _("; {n} more have a suggestion, {uncertain} of them uncertain (under {limit})").format(
-            n=f"{len(suggestions):,}", uncertain=f"{uncertain:,}", limit=f"{UNCERTAIN_BELOW:.0%}"
+            n=f"{len(suggestions):,}", uncertain=f"{uncertain:,}", limit=percent(UNCERTAIN_BELOW)
         )
     answer_line(sentence + _("."))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from metamoe_backend.figures.style import GREY, finish, plain
+from metamoe_backend.figures.style import finish, plain
 from metamoe_backend.i18n import _
 
 BINS = 40
@@ -29,8 +29,8 @@ def make_probability_figure(suggestions: pd.DataFrame, threshold: float, height:
                 hovertemplate="%{x:.2f}: %{y}<extra>" + plain(skill, 28) + "</extra>",
             )
         )
-    figure.add_vline(x=threshold, line={"width": 2, "dash": "dash", "color": GREY})
+    figure.add_vline(x=threshold, line={"width": 2, "dash": "dash", "color": "#d55e00"})
     figure.update_layout(barmode="stack", bargap=0)
     figure.update_xaxes(title=_("probability"), range=[0, 1])
     figure.update_yaxes(title=_("questions"))
-    return finish(figure, height)
+    return finish(figure, height, legend=False)

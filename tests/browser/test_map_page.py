@@ -24,7 +24,9 @@ def read_camera(page: Page) -> list[float]:
         const layout = document.querySelector('.st-key-map_figure .js-plotly-plot')._fullLayout
         return [...layout.xaxis.range, ...layout.yaxis.range]
     }"""
-    return page.evaluate(script)
+    left, right, low, high = page.evaluate(script)
+    # The legend takes more or less of the height with each colouring: how high the view reaches is not the person's.
+    return [left, right, (low + high) / 2]
 
 
 def count_selected(page: Page) -> int:

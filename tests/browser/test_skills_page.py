@@ -69,7 +69,7 @@ def test_suggestions_above_a_threshold_become_labels_and_are_frozen(
     expect(page.get_by_text("32 labelled questions cover")).to_be_visible()
     wait_idle(page)
     page.get_by_role("tab", name="Labellings").click()
-    page.get_by_label("Name of the labelling").fill("v2")
+    page.get_by_role("textbox", name="Name of the labelling").fill("v2")
     page.get_by_role("button", name="Freeze").click()
     expect(page.get_by_text("Frozen as 'v2'").first).to_be_visible()
     wait_idle(page)
