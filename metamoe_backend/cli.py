@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from metamoe_backend.errors import MetaMoEError
 
@@ -38,6 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"metamoe: {message.rstrip('.')}; see `{self.prog} --help`.", file=sys.stderr)
+        raise SystemExit(2)
+
+
 def _find_verb(name: str) -> Verb:
     from metamoe_backend import verbs
 
@@ -46,7 +54,7 @@ def _find_verb(name: str) -> Verb:
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole grammar of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m metamoe_backend",
         description="Group questions by skill, train one LoRA expert per skill, route, see what was forgotten.",
     )
@@ -54,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--workspace", help="folder of the workspace (default: METAMOE_WORKSPACE, else data/workspaces/default)"
     )
     parser.set_defaults(json=False)
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="last line of output is one JSON object"
     )
@@ -222,7 +230,6 @@ def _add_result_verbs(add: Add) -> None:
     evaluate.add_argument("--limit", type=int, help="at most so many questions per task")
     evaluate.add_argument("--n-shot", type=int)
     evaluate.add_argument("--device")
-    evaluate.add_argument("--base", help="base model, when nothing but `base` is evaluated")
     _add_set(evaluate)
 
     outcomes = add("outcomes", "All-correct, mixed and all-incorrect per task over a set of experts.")

@@ -2,9 +2,10 @@
 
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from metamoe_backend.config import StageConfig, parse_config
+from metamoe_backend.config import DEFAULT_BASE, StageConfig, parse_config
 from metamoe_backend.errors import NotFoundError, UserError
 from metamoe_backend.jobs.context import RunContext
 from metamoe_backend.jobs.run_folder import RunFolder, create_run
@@ -42,7 +43,7 @@ def run_now(
 
 def launch(store: Store, stage: str, values: dict[str, Any], by: str) -> RunFolder:
     """Hand a stage to the local queue and return at once. The run goes on when this process ends."""
-    run = _create(store, stage, values, by)
+    run = _create(store, stage, _with_absolute_path(values, "source"), by)
     submit(store.workspace, run)
     return run
 
@@ -50,9 +51,20 @@ def launch(store: Store, stage: str, values: dict[str, Any], by: str) -> RunFold
 def _create(store: Store, stage: str, values: dict[str, Any], by: str) -> RunFolder:
     if stage not in STAGES:
         raise NotFoundError(f"There is no stage {stage!r} (there are: {', '.join(STAGES)}).")
-    config: StageConfig = parse_config(STAGES[stage].config, values)
+    config: StageConfig = parse_config(STAGES[stage].config, _with_absolute_path(values, "base"))
     inputs = STAGES[stage].prepare(store, config)
     return create_run(store.workspace, stage, run_name(stage, config), config.model_dump(mode="json"), by, inputs)
+
+
+def _with_absolute_path(values: dict[str, Any], field: str) -> dict[str, Any]:
+    """A setting that names something on disk, so that it means the same wherever it is read later.
+
+    A base model's name is kept with every adapter of it: two people in two folders must write the same.
+    """
+    name = values.get(field)
+    if not isinstance(name, str) or name == DEFAULT_BASE or not Path(name).expanduser().exists():
+        return values
+    return {**values, field: str(Path(name).expanduser().resolve())}
 
 
 def run_name(stage: str, config: StageConfig) -> str:

@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -12,11 +13,14 @@ from typing import Any
 
 import pandas as pd
 
-from metamoe_backend.errors import ConfigError, InputError, MetaMoEError, NotFoundError
+from metamoe_backend.config import NAME_PATTERN, IngestConfig
+from metamoe_backend.errors import BusyError, ConfigError, InputError, MetaMoEError, NotFoundError
 from metamoe_backend.jobs.run_folder import RunFolder
+from metamoe_backend.jobs.supervisor import poll
 from metamoe_backend.launch import launch, run_now
+from metamoe_backend.rows import How
 from metamoe_backend.store.connection import Store
-from metamoe_backend.workspace import find_workspace
+from metamoe_backend.workspace import Workspace, find_workspace
 
 Result = dict[str, Any]
 
@@ -86,6 +90,8 @@ def rows_of(frame: pd.DataFrame) -> list[Result]:
 
 
 def run_ingest(options: argparse.Namespace) -> Result:
+    from metamoe_backend.ingest.stage import RejectedRowsError, make_task_name
+
     values = {
         **_given(options, "source", "task", "split", "limit", "seed", "choices", "keep_good"),
         "mapping": parse_pairs(options.map, "--map"),
@@ -94,30 +100,27 @@ def run_ingest(options: argparse.Namespace) -> Result:
     with _open(options) as store:
         try:
             run = run_now(store, "ingest", values, options.by, _progress)
-        except InputError as error:
-            rejected = getattr(error, "rejected", [])
-            if options.rejected and rejected:
-                _write_csv(options.rejected, pd.DataFrame(rejected))
+        except RejectedRowsError as error:
+            if options.rejected:
+                _write_csv(options.rejected, pd.DataFrame(error.rejected)[["line", "reason", "text"]])
             raise
-        counts = _emitted(store, run)
-        task = store.value("SELECT task FROM question WHERE run_id = ? LIMIT 1", [run.run_id])
         rejected = store.frame("SELECT line, reason, text FROM rejected_row WHERE run_id = ?", [run.run_id])
         if options.rejected:
             _write_csv(options.rejected, rejected)
-        metrics = run.read_state().metrics
-        result = {
-            "task": task or run.read_spec().config["task"],
-            "added": counts.get("question", 0),
-            "duplicates": int(metrics.get("duplicates", 0)),
-            "rejected": len(rejected),
-        }
+    result = {
+        "task": make_task_name(run.parse_config(IngestConfig)),
+        "added": _emitted(run, "question"),
+        "duplicates": int(run.read_state().metrics.get("duplicates", 0)),
+        "rejected": len(rejected),
+    }
     _say("{task}: {added} questions added, {duplicates} duplicates, {rejected} rejected.".format(**result))
     return result
 
 
-def _emitted(store: Store, run: RunFolder) -> dict[str, int]:
-    rows = store.cursor().execute("SELECT target, sum(rows) FROM part WHERE run_id = ? GROUP BY target", [run.run_id])
-    return {target: int(n) for target, n in rows.fetchall()}
+def _emitted(run: RunFolder, table: str) -> int:
+    """Rows of a table that a run handed over."""
+    manifest = run.read_manifest()
+    return sum(int(part["rows"]) for part in manifest["parts"] if part["target"] == table) if manifest else 0
 
 
 def run_meta_questions(options: argparse.Namespace) -> Result:
@@ -125,7 +128,7 @@ def run_meta_questions(options: argparse.Namespace) -> Result:
     with _open(options) as store:
         run = run_now(store, "meta-questions", merge_settings(values, options.set), options.by, _progress)
         result = {
-            "built": _emitted(store, run).get("meta_question", 0),
+            "built": _emitted(run, "meta_question"),
             "reused": int(run.read_state().metrics.get("reused", 0)),
         }
     _say("{built} meta-questions built, {reused} reused.".format(**result))
@@ -140,7 +143,7 @@ def run_embed(options: argparse.Namespace) -> Result:
             "SELECT max(len(vector)) FROM embedding WHERE encoder = ? AND of = ?", [options.encoder, options.of]
         )
         result = {
-            "embedded": _emitted(store, run).get("embedding", 0),
+            "embedded": _emitted(run, "embedding"),
             "reused": int(run.read_state().metrics.get("reused", 0)),
             "dim": dim,
         }
@@ -171,7 +174,8 @@ def run_label(options: argparse.Namespace) -> Result:
         else:
             if not options.skill:
                 raise ConfigError("label: say which skill with --skill NAME.")
-            ids, how = options.question, "question"
+            how: How = "question"
+            ids = options.question
             if options.cluster is not None:
                 ids, how = fetch_cluster_question_ids(store, require_map(store, None), options.cluster), "cluster"
             _require_questions(store, ids)
@@ -183,7 +187,7 @@ def run_label(options: argparse.Namespace) -> Result:
 
 def _label_from_file(store: Store, path: str, by: str) -> int:
     """Label from a CSV with the columns question_id, skill. All or nothing: every row is checked first."""
-    from metamoe_backend.store.skills import find_or_create_skill, label_questions
+    from metamoe_backend.store.skills import LONGEST_SKILL_NAME, find_or_create_skill, label_questions
 
     by_skill: dict[str, list[str]] = {}
     try:
@@ -192,13 +196,21 @@ def _label_from_file(store: Store, path: str, by: str) -> int:
             if not {"question_id", "skill"} <= set(reader.fieldnames or []):
                 raise InputError(f"{path}: the columns question_id and skill are needed (found {reader.fieldnames}).")
             for row in reader:
-                if not row["question_id"] or not (row["skill"] or "").strip():
+                question_id, skill = ((row[column] or "").strip() for column in ("question_id", "skill"))
+                if not question_id or not skill:
                     raise InputError(f"{path}, line {reader.line_num}: question_id or skill is empty; fill both.")
-                by_skill.setdefault(row["skill"].strip(), []).append(row["question_id"])
+                if len(skill) > LONGEST_SKILL_NAME:
+                    raise InputError(
+                        f"{path}, line {reader.line_num}: the skill's name is longer than {LONGEST_SKILL_NAME} "
+                        "characters; shorten it."
+                    )
+                by_skill.setdefault(skill, []).append(question_id)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path.") from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8; save it as UTF-8 and try again.") from None
+    except csv.Error as error:
+        raise InputError(f"{path} is no CSV file ({error}); give one with the columns question_id and skill.") from None
     if not by_skill:
         raise InputError(f"{path} has no rows; add lines of question_id,skill.")
     _require_questions(store, [i for ids in by_skill.values() for i in ids])
@@ -226,8 +238,8 @@ def run_suggest(options: argparse.Namespace) -> Result:
     with _open(options) as store:
         run = run_now(store, "suggest", values, options.by, _progress)
         frame = fetch_question_labels(store)
-        result = {
-            "suggested": _emitted(store, run).get("suggestion", 0),
+        result: Result = {
+            "suggested": _emitted(run, "suggestion"),
             "classes": sorted(frame["skill"].unique()),
         }
     if options.out:
@@ -250,19 +262,41 @@ def _freeze(store: Store, name: str, threshold: float, by: str) -> Result:
 
 
 def run_plan(options: argparse.Namespace) -> Result:
-    from metamoe_backend.experts.plan import parse_assignments
+    from metamoe_backend.experts.plan import check_assignments, parse_assignments
     from metamoe_backend.store.experts import fetch_plan_entries, save_plan
+    from metamoe_backend.store.skills import fetch_labelling_skills
 
+    _require_name(options.name, "The plan's name")
+    assignments = parse_assignments(options.assign)
     with _open(options) as store:
-        entries = parse_assignments(options.assign)
-        labelling = options.labelling
-        if labelling is None:
-            labelling = _free_labelling_name(store, options.name)
+        labelling = options.labelling or _free_labelling_name(store, options.name)
+        if options.labelling:
+            skills = set(fetch_labelling_skills(store, labelling)["skill"])
+        else:
+            skills = _skills_to_freeze(store, options.threshold)
+        check_assignments(assignments, skills, labelling)  # before anything is frozen
+        if not options.labelling:
             _freeze(store, labelling, options.threshold, options.by)
-        save_plan(store, options.name, labelling, entries, options.by)
+        save_plan(store, options.name, labelling, list(assignments.items()), options.by)
         frame = fetch_plan_entries(store, options.name)
     _print_table(frame) if not options.json else None
     return {"plan": options.name, "labelling": labelling, "entries": rows_of(frame)}
+
+
+def _require_name(name: str, what: str) -> None:
+    if not re.match(NAME_PATTERN, name):
+        raise ConfigError(
+            f"{what} {name[:80]!r} cannot be used; use letters, digits, '.', '_' and '-' (at most 64, beginning with a "
+            "letter or digit)."
+        )
+
+
+def _skills_to_freeze(store: Store, threshold: float) -> set[str]:
+    """Skills that a labelling frozen now would hold."""
+    from metamoe_backend.store.skills import fetch_question_labels
+
+    frame = fetch_question_labels(store)
+    return set(frame.loc[(frame["source"] == "label") | (frame["probability"] >= threshold), "skill"])
 
 
 def _free_labelling_name(store: Store, name: str) -> str:
@@ -304,7 +338,7 @@ def run_train(options: argparse.Namespace) -> Result:
 
 def run_moe(options: argparse.Namespace) -> Result:
     values = _given(options, "name", "plan", "base", "device", "limit", "mode", "top_k")
-    experts = [name.strip() for name in options.experts.split(",") if name.strip()]
+    experts = _split_names(options.experts)
     optim = _given(options, "steps", "seed")
     return _train(options, "moe", values | {"experts": experts} | ({"optim": optim} if optim else {}))
 
@@ -315,7 +349,7 @@ def _train(options: argparse.Namespace, stage: str, values: Result) -> Result:
         run = launch(store, stage, merge_settings(values, options.set), options.by)
     if options.wait:
         wait_for(run)
-        _take_in(options)
+        take_in(options)
     status = run.read_state()
     _say(f"Run {run.run_id}: {status.state}.")
     return {"run_id": run.run_id, "state": status.state}
@@ -328,6 +362,8 @@ def wait_for(run: RunFolder) -> None:
     """
     shown = -1
     while (status := run.read_state()).state in ("queued", "running"):
+        if status.state == "queued":
+            poll(run.workspace)  # starts a supervisor where the last one was killed
         if status.done != shown and status.total:
             shown = status.done
             eta = "" if status.eta_s is None else f", {status.eta_s:.0f} s left"
@@ -337,9 +373,12 @@ def wait_for(run: RunFolder) -> None:
         raise MetaMoEError(f"Run {run.run_id} failed: {status.error}")
 
 
-def _take_in(options: argparse.Namespace) -> None:
-    """Opening the workspace takes in what ended meanwhile."""
-    _open(options).close()
+def take_in(options: argparse.Namespace) -> None:
+    """Opening the workspace takes in what ended meanwhile; whoever holds it by now does the same."""
+    try:
+        _open(options).close()
+    except BusyError as error:
+        _say(f"The results are taken in by the holder of the workspace. {error}")
 
 
 def run_evaluate(options: argparse.Namespace) -> Result:
@@ -347,16 +386,20 @@ def run_evaluate(options: argparse.Namespace) -> Result:
     with _open(options) as store:
         run = launch(store, "evaluate", merge_settings(values, options.set), options.by)
     wait_for(run)
+    take_in(options)
+    if not options.json:
+        _print_accuracy(options)
+    return {"run_id": run.run_id, "rows": _emitted(run, "prediction")}
+
+
+def _print_accuracy(options: argparse.Namespace) -> None:
     with _open(options) as store:
-        rows = _emitted(store, run).get("prediction", 0)
-        accuracy = store.frame(
+        frame = store.frame(
             "SELECT system, task, avg(correct::INT) AS accuracy, count(*) AS n FROM current_prediction "
             "WHERE list_contains(?, system) AND list_contains(?, task) GROUP BY ALL ORDER BY task, system",
             [options.system, options.task],
         )
-    if not options.json:
-        _print_table(accuracy)
-    return {"run_id": run.run_id, "rows": rows}
+    _print_table(frame)
 
 
 # ---- results ----------------------------------------------------------------------------------------------------
@@ -370,6 +413,27 @@ def _table(options: argparse.Namespace, tables: dict[str, pd.DataFrame]) -> Resu
     return {name: rows_of(frame) for name, frame in tables.items()}
 
 
+def _split_names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _require_predictions(store: Store, systems: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
+    """Answers of all systems; raises `NotFoundError` unless there are any, and for unknown systems and tasks."""
+    from metamoe_backend.store.experts import fetch_systems
+    from metamoe_backend.store.questions import require_tasks
+    from metamoe_backend.store.results import fetch_predictions
+
+    require_tasks(store, tasks)
+    fetch_systems(store, systems)
+    predictions = fetch_predictions(store, tasks=tasks)
+    if predictions.empty:
+        raise NotFoundError("Nothing has been evaluated here yet; run `evaluate --system SYSTEM --task TASK`.")
+    missing = [name for name in systems if name not in set(predictions["system"])]
+    if missing:
+        raise NotFoundError(f"System {missing[0]!r} has not been evaluated here yet; run `evaluate` on it first.")
+    return predictions
+
+
 def run_outcomes(options: argparse.Namespace) -> Result:
     from metamoe_backend.evaluate.outcomes import (
         compare_with_best_expert,
@@ -378,13 +442,12 @@ def run_outcomes(options: argparse.Namespace) -> Result:
         count_outcomes,
     )
     from metamoe_backend.store.experts import fetch_systems
-    from metamoe_backend.store.results import fetch_predictions
 
+    experts = _split_names(options.experts or "")
     with _open(options) as store:
-        predictions = fetch_predictions(store, tasks=options.task)
+        predictions = _require_predictions(store, experts, options.task)
         kinds = fetch_systems(store).set_index("system")["kind"]
     evaluated = [name for name in kinds.index if name in set(predictions["system"])]
-    experts = [name.strip() for name in options.experts.split(",")] if options.experts else None
     experts = experts or [name for name in evaluated if kinds[name] == "expert"]
     mixtures = [name for name in evaluated if kinds[name] == "moe"]
     others = [name for name in evaluated if name not in experts]
@@ -400,10 +463,11 @@ def run_outcomes(options: argparse.Namespace) -> Result:
 
 def run_forgetting(options: argparse.Namespace) -> Result:
     from metamoe_backend.evaluate.forgetting import compute_accuracies, compute_differences_to_base
-    from metamoe_backend.store.results import fetch_predictions
 
     with _open(options) as store:
-        predictions = fetch_predictions(store, options.system and [*options.system, "base"], options.task)
+        predictions = _require_predictions(store, options.system, options.task)
+    if options.system:
+        predictions = predictions[predictions["system"].isin([*options.system, "base"])]
     tables = {"accuracy": compute_accuracies(predictions)}
     if (predictions["system"] == "base").any():
         tables["difference_to_base"] = compute_differences_to_base(predictions)
@@ -451,6 +515,8 @@ def run_sql(options: argparse.Namespace) -> Result:
     from metamoe_backend.store.console import run_query
     from metamoe_backend.store.publishing import publish
 
+    if options.limit < 1 or not options.timeout > 0:
+        raise ConfigError("sql: --limit and --timeout must be above 0; leave them out for 1000 rows and 20 s.")
     with _open(options) as store:
         published = publish(store)
     result = run_query(published, options.statement, limit=options.limit, timeout_s=options.timeout)
@@ -463,10 +529,18 @@ def run_sql(options: argparse.Namespace) -> Result:
 # ---- workspace --------------------------------------------------------------------------------------------------
 
 
+def _require_workspace(options: argparse.Namespace) -> Workspace:
+    """Raise `NotFoundError` where no workspace is: there is nothing to mend."""
+    workspace = find_workspace(options.workspace)
+    if not (workspace.database.exists() or workspace.events.is_dir()):
+        raise NotFoundError(f"There is no workspace in {workspace.root}; name its folder with --workspace.")
+    return workspace
+
+
 def run_rebuild(options: argparse.Namespace) -> Result:
     from metamoe_backend.store.rebuild import rebuild
 
-    counts = rebuild(find_workspace(options.workspace))
+    counts = rebuild(_require_workspace(options))
     _say(f"Rebuilt: {sum(counts.values())} rows in {len(counts)} tables.")
     return {"rows": counts}
 
@@ -474,7 +548,7 @@ def run_rebuild(options: argparse.Namespace) -> Result:
 def run_repair(options: argparse.Namespace) -> Result:
     from metamoe_backend.store.repair import repair
 
-    result: Result = repair(find_workspace(options.workspace))
+    result: Result = repair(_require_workspace(options))
     _say("Repaired {repaired}; {bytes_cut} bytes cut; copy kept at {kept_copy!r}.".format(**result))
     return result
 

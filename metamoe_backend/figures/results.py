@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from metamoe_backend.evaluate.outcomes import BEST_SINGLE, MAJORITY
 from metamoe_backend.figures.style import DIVERGING, KIND_COLOURS, OUTCOME_COLOURS, SEQUENTIAL, finish, plain
+from metamoe_backend.i18n import _
 
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 """Runs that are compared, in the order they were chosen."""
@@ -15,6 +17,7 @@ RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 def make_outcomes_figure(counts: pd.DataFrame, height: int = 380) -> go.Figure:
     """Stacked bar per task. counts: `count_outcomes` columns. customdata: task, outcome, questions."""
     tasks = list(dict.fromkeys(counts["task"]))
+    names = {"all-correct": _("all correct"), "mixed": _("mixed"), "all-incorrect": _("all incorrect")}
     figure = go.Figure()
     for outcome, colour in OUTCOME_COLOURS.items():
         part = counts[counts["outcome"] == outcome].set_index("task").reindex(tasks)
@@ -23,18 +26,18 @@ def make_outcomes_figure(counts: pd.DataFrame, height: int = 380) -> go.Figure:
                 y=[plain(task, 32) for task in tasks],
                 x=part["share"],
                 orientation="h",
-                name=outcome,
+                name=names[outcome],
                 marker_color=colour,
                 customdata=[
                     [task, outcome, int(n)] for task, n in zip(tasks, part["questions"].fillna(0), strict=True)
                 ],
                 text=[int(q) if q else "" for q in part["questions"].fillna(0)],
-                hovertemplate="%{y}: %{customdata[2]} questions " + outcome + " (%{x:.0%})<extra></extra>",
+                hovertemplate="%{y}: " + names[outcome] + " %{customdata[2]} (%{x:.0%})<extra></extra>",
             )
         )
     figure.update_layout(barmode="stack")
     finish(figure, height)
-    figure.update_xaxes(title="share of questions (numbers: questions)", tickformat=".0%", range=[0, 1])
+    figure.update_xaxes(title=_("share of questions (numbers: questions)"), tickformat=".0%", range=[0, 1])
     figure.update_yaxes(autorange="reversed")
     return figure
 
@@ -45,10 +48,11 @@ def make_error_figure(errors: pd.DataFrame, kinds: dict[str, str], height: int =
     errors: system, role, error_rate, low, high, n (one task of `compute_error_rates`). kinds: system to its kind.
     """
     shown = errors[errors["system"] != "oracle"].sort_values("error_rate")
+    names = {BEST_SINGLE: _("best single expert"), MAJORITY: _("majority vote")}
     figure = go.Figure(
         go.Scatter(
             x=shown["error_rate"],
-            y=[plain(system, 28) for system in shown["system"]],
+            y=[plain(names.get(system, system), 28) for system in shown["system"]],
             mode="markers",
             marker={
                 "size": 11,
@@ -61,14 +65,14 @@ def make_error_figure(errors: pd.DataFrame, kinds: dict[str, str], height: int =
                 "arrayminus": (shown["error_rate"] - shown["low"]).to_numpy(),
             },
             customdata=shown[["n"]].to_numpy(),
-            hovertemplate="%{y}: %{x:.0%} wrong, n=%{customdata[0]}<extra></extra>",
+            hovertemplate=_("%{y}: %{x:.0%} wrong, n=%{customdata[0]}") + "<extra></extra>",
         )
     )
     oracle = errors[errors["system"] == "oracle"]
     if len(oracle):
-        figure.add_vline(x=float(oracle["error_rate"].iloc[0]), line={"dash": "dot"}, annotation_text="oracle")
+        figure.add_vline(x=float(oracle["error_rate"].iloc[0]), line={"dash": "dot"}, annotation_text=_("oracle"))
     finish(figure, height, legend=False)
-    figure.update_xaxes(title="error rate, 95 % interval", tickformat=".0%", range=[-0.02, 1.02])
+    figure.update_xaxes(title=_("error rate, 95 % interval"), tickformat=".0%", range=[-0.02, 1.02])
     return figure
 
 
@@ -97,7 +101,7 @@ def make_difference_figure(
                 cells.append([system, task, f"{100 * row['low']:+.0f} to {100 * row['high']:+.0f}", int(row["n"])])
             else:
                 texts.append("")
-                cells.append([system, task, "not evaluated", 0])
+                cells.append([system, task, _("not evaluated"), 0])
         text.append(texts)
         custom.append(cells)
     figure = go.Figure(
@@ -112,8 +116,9 @@ def make_difference_figure(
             text=text,
             texttemplate="%{text}",
             customdata=custom,
-            colorbar={"title": "points", "thickness": 10},
-            hovertemplate="%{y} on %{x}: %{z:+.1f} points (%{customdata[2]}), n=%{customdata[3]}<extra></extra>",
+            colorbar={"title": _("points"), "thickness": 10},
+            hovertemplate=_("%{y} on %{x}: %{z:+.1f} points (%{customdata[2]}), n=%{customdata[3]}")
+            + "<extra></extra>",
             xgap=2,
             ygap=2,
         )
@@ -153,7 +158,7 @@ def make_accuracy_figure(
             texttemplate="%{text}",
             customdata=custom,
             colorbar={"title": "%", "thickness": 10},
-            hovertemplate="%{y} on %{x}: %{z:.1f} % (%{customdata[2]}), n=%{customdata[3]}<extra></extra>",
+            hovertemplate=_("%{y} on %{x}: %{z:.1f} % (%{customdata[2]}), n=%{customdata[3]}") + "<extra></extra>",
             xgap=2,
             ygap=2,
         )
@@ -175,7 +180,7 @@ def make_curves_figure(curves: pd.DataFrame, title: str, height: int = 280, log:
             )
         )
     finish(figure, height)
-    figure.update_xaxes(title="step", rangemode="tozero")
+    figure.update_xaxes(title=_("step"), rangemode="tozero")
     figure.update_yaxes(title=title, type="log" if log else "linear")
     return figure
 
@@ -197,7 +202,7 @@ def make_run_comparison_figure(curves: pd.DataFrame, title: str, height: int = 2
                 )
             )
     finish(figure, height)
-    figure.update_xaxes(title="step", rangemode="tozero")
+    figure.update_xaxes(title=_("step"), rangemode="tozero")
     figure.update_yaxes(title=title)
     return figure
 
@@ -217,7 +222,7 @@ def make_similarity_figure(similarity: pd.DataFrame, height: int = 380) -> go.Fi
             zmax=1,
             text=[[f"{value:.2f}" for value in line] for line in values],
             texttemplate="%{text}",
-            colorbar={"title": "cosine", "thickness": 10},
+            colorbar={"title": _("cosine"), "thickness": 10},
             hovertemplate="%{y}, %{x}: %{z:.3f}<extra></extra>",
         )
     )

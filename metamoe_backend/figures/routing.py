@@ -4,6 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from metamoe_backend.figures.style import SEQUENTIAL, finish, plain
+from metamoe_backend.i18n import _
 
 
 def make_layer_heatmap_figure(use: pd.DataFrame, experts: list[str], height: int = 380) -> go.Figure:
@@ -23,14 +24,14 @@ def make_layer_heatmap_figure(use: pd.DataFrame, experts: list[str], height: int
             colorscale=SEQUENTIAL,
             zmin=0,
             zmax=max(float(share.max().max()), 1e-9),
-            colorbar={"title": "share", "thickness": 10, "tickformat": ".0%"},
-            hovertemplate="layer %{x}, %{y}<br>share %{z:.1%}<br>mean gate %{customdata[2]:.3f}<extra></extra>",
+            colorbar={"title": _("share"), "thickness": 10, "tickformat": ".0%"},
+            hovertemplate=_("layer %{x}, %{y}<br>share %{z:.1%}<br>mean gate %{customdata[2]:.3f}") + "<extra></extra>",
             xgap=1,
             ygap=1,
         )
     )
     finish(figure, height, legend=False)
-    figure.update_xaxes(title="layer", type="category", nticks=16)
+    figure.update_xaxes(title=_("layer"), type="category", nticks=16)
     figure.update_yaxes(autorange="reversed")
     return figure
 
@@ -57,8 +58,8 @@ def make_skill_heatmap_figure(
             zmax=1,
             text=[[f"{value:.0%}" if pd.notna(value) else "" for value in line] for line in routed.to_numpy()],
             texttemplate="%{text}",
-            colorbar={"title": "routed", "thickness": 10, "tickformat": ".0%"},
-            hovertemplate="%{y} → %{x}<br>routed %{z:.1%}, lift %{customdata[2]:.1f}<extra></extra>",
+            colorbar={"title": _("routed"), "thickness": 10, "tickformat": ".0%"},
+            hovertemplate=_("%{y} → %{x}<br>routed %{z:.1%}, lift %{customdata[2]:.1f}") + "<extra></extra>",
             xgap=1,
             ygap=1,
         )
@@ -87,8 +88,8 @@ def make_token_figure(tokens: pd.DataFrame, experts: list[str], height: int = 30
             zmin=0,
             zmax=1,
             customdata=[[plain(token, 24) for token in order["token"]] for _ in experts],
-            colorbar={"title": "gate", "thickness": 10},
-            hovertemplate="token %{x} “%{customdata}”<br>%{y}: %{z:.2f}<extra></extra>",
+            colorbar={"title": _("gate"), "thickness": 10},
+            hovertemplate=_("token %{x} “%{customdata}”<br>%{y}: %{z:.2f}") + "<extra></extra>",
         )
     )
     finish(figure, height, legend=False)
@@ -110,12 +111,12 @@ def make_question_layer_figure(tokens: pd.DataFrame, experts: list[str], height:
             colorscale=SEQUENTIAL,
             zmin=0,
             zmax=1,
-            colorbar={"title": "gate", "thickness": 10},
-            hovertemplate="layer %{y}, %{x}: %{z:.2f}<extra></extra>",
+            colorbar={"title": _("gate"), "thickness": 10},
+            hovertemplate=_("layer %{y}, %{x}: %{z:.2f}") + "<extra></extra>",
         )
     )
     finish(figure, height, legend=False)
-    figure.update_yaxes(title="layer", type="category")
+    figure.update_yaxes(title=_("layer"), type="category")
     return figure
 
 
@@ -132,7 +133,7 @@ def make_load_figure(load: pd.DataFrame, height: int = 220) -> go.Figure:
     )
     figure.add_vline(x=1 / max(len(load), 1), line={"dash": "dot", "width": 1})
     finish(figure, height, legend=False)
-    figure.update_xaxes(title="share of chosen gates (dotted: even)", tickformat=".0%", rangemode="tozero")
+    figure.update_xaxes(title=_("share of chosen gates (dotted: even)"), tickformat=".0%", rangemode="tozero")
     figure.update_yaxes(autorange="reversed")
     return figure
 
@@ -144,10 +145,10 @@ def make_entropy_figure(entropy: pd.DataFrame, height: int = 220) -> go.Figure:
             x=entropy["layer"],
             y=entropy["entropy"],
             mode="lines+markers",
-            hovertemplate="layer %{x}: %{y:.2f}<extra></extra>",
+            hovertemplate=_("layer %{x}: %{y:.2f}") + "<extra></extra>",
         )
     )
     finish(figure, height, legend=False)
-    figure.update_xaxes(title="layer")
-    figure.update_yaxes(title="entropy (1 even, 0 one expert)", range=[0, 1.05])
+    figure.update_xaxes(title=_("layer"))
+    figure.update_yaxes(title=_("entropy (1 even, 0 one expert)"), range=[0, 1.05])
     return figure
