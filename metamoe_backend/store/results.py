@@ -53,11 +53,12 @@ def fetch_evaluated_systems(store: Store) -> list[str]:
 
 
 def fetch_mixtures_with_activations(store: Store) -> pd.DataFrame:
-    """system, run_id (the newest with activations), questions."""
+    """system, run_id (the newest with activations), questions; in the order the mixtures were made."""
     return store.frame("""
-        SELECT system, run_id, count(DISTINCT question_id) AS questions FROM activation
-        GROUP BY system, run_id QUALIFY row_number() OVER (PARTITION BY system ORDER BY run_id DESC) = 1
-        ORDER BY system
+        SELECT used.system, used.run_id, used.questions
+        FROM (SELECT system, run_id, count(DISTINCT question_id) AS questions FROM activation GROUP BY system, run_id
+              QUALIFY row_number() OVER (PARTITION BY system ORDER BY run_id DESC) = 1) AS used
+        LEFT JOIN system USING (system) ORDER BY system.created_at, used.system
     """)
 
 
