@@ -163,12 +163,12 @@ def render_side_by_side(store: Store, question_id: str) -> None:
     with st.container(border=True):
         question_text(row["prompt"], key=f"side_{question_id}")
         st.text(_("Right answer: {answer}").format(answer=row["answer"]))
-        choices = None if row["choices"] is None else list(row["choices"])
+        choices = list(row["choices"]) if pd.api.types.is_list_like(row["choices"]) else None
         shown = pd.DataFrame({"system": answers["system"], "output": answers["output"], "correct": answers["correct"]})
         if choices:
             for number in range(len(choices)):
                 shown[f"choice_{number}"] = [
-                    None if logliks is None or len(logliks) <= number else float(logliks[number])
+                    float(logliks[number]) if pd.api.types.is_list_like(logliks) and number < len(logliks) else None
                     for logliks in answers["logliks"]
                 ]
         labels = {"system": _("System"), "output": _("Answer"), "correct": _("Right")}

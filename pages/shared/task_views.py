@@ -63,7 +63,7 @@ def render_preview(questions: pd.DataFrame, task: str) -> None:
     for row in drawn.itertuples():
         with st.container(border=True):
             question_text(row.prompt, key=f"tasks_{row.question_id}")
-            if row.choices is not None:
+            if pd.api.types.is_list_like(row.choices):
                 st.text(
                     " / ".join(f"[{choice}]" if n == row.gold else str(choice) for n, choice in enumerate(row.choices))
                 )
