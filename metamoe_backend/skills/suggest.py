@@ -27,8 +27,9 @@ INVERSE_REGULARISATION = 160.0
 """Of the logistic regression on unit features (sklearn's C)."""
 FOLDS = 5
 _TEMPERATURES = np.geomspace(0.2, 5.0, 41)
-_TOKEN = r"(?u)[^\W\d_\u3400-\u9fff]+|\d|[\u3400-\u9fff]|[^\w\s]"
-"""Words, single Chinese characters, single signs; numbers are one token (see `_fold_numbers`)."""
+_TOKEN = r"(?u)[^\W\d_\u3400-\u9fff]+|\d|[\u3400-\u9fff]"
+"""Words and single Chinese characters; numbers are one token (see `_fold_numbers`). Signs are left out: they tell the
+format of a data set rather than a skill."""
 
 
 def prepare(store: "Store", config: SuggestConfig) -> "Inputs":
@@ -111,7 +112,7 @@ def make_features(vectors: np.ndarray, texts: list[str], seed: int) -> np.ndarra
     counter = TfidfVectorizer(
         preprocessor=_fold_numbers, token_pattern=_TOKEN, ngram_range=(1, 2), sublinear_tf=True, max_features=50_000
     )
-    if not any(re.search(r"\S", text) for text in texts):
+    if not any(re.search(_TOKEN, _fold_numbers(text)) for text in texts):
         return plain
     words = counter.fit_transform(texts)
     dimensions = min(WORD_DIMENSIONS, words.shape[0] - 1, words.shape[1] - 1)
