@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import make_tiny_adapter, make_tiny_base
 
 from metamoe_backend.errors import InputError
 from metamoe_backend.models.adapters import compute_similarity, find_layer, hash_adapter, read_adapter, write_adapter
 from metamoe_backend.models.base import load_base
+from tests.tiny_models import make_tiny_adapter, make_tiny_base
 
 KEY = "base_model.model.model.layers.0.mlp.up_proj.lora_{}.weight"
 

@@ -7,13 +7,13 @@ import huggingface_hub
 import numpy as np
 import pandas as pd
 import pytest
-from recording import RecordingContext
-from tiny_models import make_tiny_adapter, make_tiny_base
 
 from metamoe_backend.config import ImportAdapterConfig
 from metamoe_backend.errors import InputError, UnavailableError
 from metamoe_backend.experts import bank
 from metamoe_backend.models.adapters import read_adapter
+from tests.recording import RecordingContext
+from tests.tiny_models import make_tiny_adapter, make_tiny_base
 
 
 @pytest.fixture(scope="module")

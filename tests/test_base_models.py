@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import make_tiny_base
 
 from metamoe_backend.errors import ConfigError, InputError, UnavailableError
 from metamoe_backend.models import base as base_models
 from metamoe_backend.models.base import find_device, hash_file, load_base
 from metamoe_backend.workspace import cache_folder
+from tests.tiny_models import make_tiny_base
 
 
 @pytest.fixture(autouse=True)

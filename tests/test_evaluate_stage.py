@@ -10,9 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import insert_rows
-from recording import RecordingContext
-from tiny_models import make_tiny_adapter, make_tiny_base
 
 from metamoe_backend.config import DEFAULT_BASE, EvaluateConfig
 from metamoe_backend.errors import ConfigError, NotFoundError, StopRequested, UnavailableError
@@ -27,6 +24,9 @@ from metamoe_backend.store.connection import Store
 from metamoe_backend.store.ingestion import ingest_run
 from metamoe_backend.store.results import fetch_activations, fetch_predictions, fetch_routes, fetch_token_activations
 from metamoe_backend.workspace import Workspace
+from tests.conftest import insert_rows
+from tests.recording import RecordingContext
+from tests.tiny_models import make_tiny_adapter, make_tiny_base
 
 EXPERTS = ["colours", "sums"]
 MADE_AT = datetime(2026, 11, 1)
@@ -72,7 +72,7 @@ class Prepared:
 
 @pytest.fixture
 def prepared(workspace: Workspace, base: str, monkeypatch) -> Prepared:
-    from fake_encoder import install
+    from tests.fake_encoder import install
 
     encoder = install(monkeypatch)
     with Store.open(workspace, "a test") as store:
@@ -124,7 +124,7 @@ def make_experts(workspace: Workspace, base: str) -> list[dict]:
 
 def make_mixture(workspace: Workspace, base: str, dim: int) -> dict:
     """Two levels; the router sends "colour" texts to the first expert and "+" texts to the base model."""
-    from fake_encoder import FakeEncoder
+    from tests.fake_encoder import FakeEncoder
 
     encoder = FakeEncoder(dim=dim)
     weight = np.stack([encoder.encode([text])[0] for text in ("which colour is thing", "one two", "0 + 1")]) * 20

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from test_outcomes import make_predictions
 
 from metamoe_backend.errors import ConfigError, NotFoundError
 from metamoe_backend.evaluate import forgetting
+from tests.test_outcomes import make_predictions
 
 SYSTEMS = ["base", "arith", "mixed", "moe"]
 # Tasks sum (5 questions) and facts (5): arith gains 4 on sum, loses 2 on facts.

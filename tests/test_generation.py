@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from tiny_models import make_tiny_base
 
 from metamoe_backend.evaluate.generation import Stop, find_stop_tokens, iterate_outputs
 from metamoe_backend.evaluate.prompts import encode_prompt
 from metamoe_backend.models.base import load_base
 from metamoe_backend.models.systems import OpenSystem
+from tests.tiny_models import make_tiny_base
 
 PROMPTS = ["What barks?", "Say a word.", "2 + 2 =", "A much longer question, with many words in it?", "x", "你好"]
 

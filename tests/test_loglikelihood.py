@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import make_tiny_base
 
 from metamoe_backend.errors import InputError
 from metamoe_backend.evaluate.batches import pad_left, plan_batches
@@ -13,6 +12,7 @@ from metamoe_backend.evaluate.loglikelihood import iterate_logliks, pack_questio
 from metamoe_backend.evaluate.prompts import encode_pair, encode_prompt, make_continuation
 from metamoe_backend.models.base import load_base
 from metamoe_backend.models.systems import OpenSystem
+from tests.tiny_models import make_tiny_base
 
 QUESTIONS = [
     ("Question: What barks?\nAnswer:", ["a dog", "a cat", "a doggy", "no"]),

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import HIDDEN, make_tiny_adapter, make_tiny_base
 
 from metamoe_backend.models.adapters import AdapterWeights, read_adapter
 from metamoe_backend.models.base import LoadedBase, load_base
 from metamoe_backend.models.gates import task_level, token_top_k
 from metamoe_backend.models.lora_moe import GateSettings, WideLora, attach_experts
+from tests.tiny_models import HIDDEN, make_tiny_adapter, make_tiny_base
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 EXACT = {"atol": 1e-5, "rtol": 1e-5}

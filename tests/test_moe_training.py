@@ -8,9 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fake_encoder import FakeEncoder, install
-from recording import RecordingContext
-from tiny_models import make_tiny_adapter, make_tiny_base
 
 from metamoe_backend.config import LoraSettings, MoeConfig, OptimSettings, TrainConfig
 from metamoe_backend.embed import hash_text
@@ -20,6 +17,9 @@ from metamoe_backend.models.routers import fit_task_router
 from metamoe_backend.models.systems import open_system
 from metamoe_backend.store.connection import Store
 from metamoe_backend.train import expert, moe
+from tests.fake_encoder import FakeEncoder, install
+from tests.recording import RecordingContext
+from tests.tiny_models import make_tiny_adapter, make_tiny_base
 
 WORDS = {"colours": ("paint the wall", "red"), "sums": ("add the numbers", "42"), "towns": ("name a city", "Rome")}
 MEMBERS = {"colours": "painter", "sums": "counter", "towns": "base"}

@@ -9,8 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from recording import RecordingContext
-from tiny_models import make_tiny_base
 
 from metamoe_backend.config import LoraSettings, OptimSettings, TrainConfig
 from metamoe_backend.errors import ConfigError, StopRequested
@@ -30,6 +28,8 @@ from metamoe_backend.train.examples import (
 from metamoe_backend.train.loop import run_training
 from metamoe_backend.train.sampling import balanced_sample, share_evenly
 from metamoe_backend.train.trainer import choose_evaluate_every, compute_answer_loss, compute_learning_rate_factor
+from tests.recording import RecordingContext
+from tests.tiny_models import make_tiny_base
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -42,11 +42,12 @@ def test_a_run_is_started_watched_and_found_in_the_results(fresh_page: Page, fre
     set_number(page, "Steps", "6")
     set_number(page, "Batch size, questions", "4")
     page.keyboard.press("Escape")
-    expect(page.get_by_text("--steps 6")).to_be_visible()
+    expect(page.locator(".st-key-jobs_new_run").get_by_text("--steps 6")).to_be_visible()
     screenshot(page, "jobs_new_run", full=True)
     page.get_by_role("button", name="Start", exact=True).click()
-    expect(page.get_by_text("finished", exact=True).first).to_be_visible(timeout=RUN_MS)
-    expect(page.get_by_text("Loss, nats per token")).to_be_visible(timeout=RUN_MS)
+    expect(page.get_by_text("1 running", exact=False)).to_be_visible()
+    expect(page.get_by_text("Nothing is running; 19 runs have ended.")).to_be_visible(timeout=RUN_MS)
+    expect(page.get_by_text("Eval loss, nats per token", exact=True)).to_be_visible()
     wait_idle(page)
     expect(page.locator(".stPlotlyChart").first).to_be_visible()
     screenshot(page, "jobs_finished", full=True)
@@ -56,10 +57,12 @@ def test_a_run_is_started_watched_and_found_in_the_results(fresh_page: Page, fre
     assert run.run_id in page.url
     page.get_by_role("button", name="Change and run").click()
     wait_idle(page)
-    expect(page.get_by_text("--steps 6")).to_be_visible()
+    expect(page.locator(".st-key-jobs_new_run").get_by_text("--steps 6")).to_be_visible()
+    page.get_by_role("button", name="Close").click()
+    wait_idle(page)
     page.get_by_text("Compare with another run").click()
     wait_idle(page)
-    expect(page.get_by_text("A: training · arith")).to_be_visible()
+    expect(page.get_by_text("A: training · arith", exact=False)).to_be_visible()
     screenshot(page, "jobs_compared", full=True)
 
 
@@ -71,4 +74,4 @@ def test_a_run_is_picked_in_the_table_and_stands_in_the_address(page: Page) -> N
     assert "run=" in page.url
     address = page.url.split("?", 1)[1]
     open_page(page, "jobs", address)
-    expect(page.get_by_text("training · letters", exact=True)).to_be_visible()
+    expect(page.locator("strong").get_by_text("training · letters")).to_be_visible()

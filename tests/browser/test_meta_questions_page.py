@@ -6,7 +6,7 @@ pytest.importorskip("playwright.sync_api")
 
 from playwright.sync_api import Page, expect
 
-from tests.browser.driving import Dashboard, open_page, wait_idle
+from tests.browser.driving import Dashboard, open_page, screenshot, wait_idle
 
 pytestmark = pytest.mark.browser
 
@@ -14,8 +14,9 @@ pytestmark = pytest.mark.browser
 def test_one_finds_a_question_edits_it_sees_it_stored_and_takes_it_back(fresh_page: Page, fresh_dashboard: Dashboard):
     open_page(fresh_page, "meta-questions")
     expect(fresh_page.get_by_text("420 meta-questions built, 7 distinct, 0 edited by hand.")).to_be_visible()
-    fresh_page.get_by_label("Search").fill("syllogism")
-    fresh_page.get_by_label("Search").press("Enter")
+    search = fresh_page.get_by_role("textbox", name="Search")
+    search.fill("syllogism")
+    search.press("Enter")
     wait_idle(fresh_page)
     expect(fresh_page.get_by_text("60 questions", exact=True)).to_be_visible()
     field = fresh_page.get_by_label("Edit the meta-question")
@@ -44,9 +45,10 @@ def test_a_server_without_an_address_is_refused_in_a_sentence(page: Page):
     page.get_by_role("button", name="Build", exact=False).first.click()
     wait_idle(page)
     dialog = page.get_by_role("dialog")
-    dialog.get_by_role("button", name="Language model").click()
+    dialog.get_by_text("Language model", exact=True).click()
     wait_idle(page)
-    dialog.get_by_role("button", name="OpenAI-compatible server").click()
+    dialog.get_by_text("OpenAI-compatible server", exact=True).click()
     wait_idle(page)
     dialog.get_by_role("button", name="Build meta-questions").click()
     expect(dialog.get_by_text("is no web address")).to_be_visible()
+    screenshot(page, "meta_questions_build")
