@@ -123,12 +123,8 @@ def _render_rows(skills: pd.DataFrame, start: Mapping[str, str], experts: Sequen
     for row in skills.itertuples():
         left, right = st.columns([2, 5], vertical_alignment="center", gap="small")
         with left:
-            st.markdown(f"**{plain(row.skill, 40)}**", help=plain(row.skill))
-            st.caption(
-                _("{train} to train on, {labels} labelled by people").format(
-                    train=f"{row.train:,}", labels=f"{row.labels:,}"
-                )
-            )
+            size = _("{train} to train on, {labels} labels").format(train=f"{row.train:,}", labels=f"{row.labels:,}")
+            st.markdown(f"**{plain(row.skill, 40)}**  \n:small[:gray[{plain(size)}]]")
         about: dict[str, Any] = {
             "key": f"experts_give_{scope}_{row.skill}",
             "format_func": lambda name: _("base (no adapter)") if name == BASE_EXPERT else name,

@@ -59,7 +59,7 @@ def _render_newest(status: RunStatus) -> None:
     """Newest value of each figure, two in a row."""
     metrics = read_metrics(status.run_id)
     newest = metrics.groupby("name", sort=False)["value"].last().to_dict() if len(metrics) else dict(status.metrics)
-    names = list(newest)
+    names = sorted(newest, key=lambda name: name not in _LOSSES)
     for first in range(0, len(names), 2):
         for column, name in zip(st.columns(2), names[first : first + 2], strict=False):
             column.metric(metric_name(name), metric_text(name, float(newest[name])))

@@ -14,7 +14,7 @@ from pages.shared.run_words import run_title, stage_name, state_name, time_text
 from pages.shared.state import get_selection, select
 
 _PICKED = "jobs_picked"
-_ROW_PX, _MOST_ROWS = 36, 9
+_ROW_PX, _MOST_ROWS = 36, 7
 
 
 def make_rows(statuses: Sequence[RunStatus], losses: Mapping[str, list[float]], now: datetime) -> pd.DataFrame:

@@ -125,8 +125,8 @@ def reason_text(status: RunStatus, statuses: Sequence[RunStatus] = ()) -> str | 
 def metric_name(name: str) -> str:
     """A metric with its unit."""
     names = {
-        "loss": _("Loss, nats per token"),
-        "eval_loss": _("Eval loss, nats per token"),
+        "loss": _("Loss, nats/token"),
+        "eval_loss": _("Eval loss, nats/token"),
         "auxiliary_loss": _("Load-balance loss"),
         "learning_rate": _("Learning rate"),
         "tokens_per_s": _("Tokens per second"),

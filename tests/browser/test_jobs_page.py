@@ -47,7 +47,7 @@ def test_a_run_is_started_watched_and_found_in_the_results(fresh_page: Page, fre
     page.get_by_role("button", name="Start", exact=True).click()
     expect(page.get_by_text("1 running", exact=False)).to_be_visible()
     expect(page.get_by_text("Nothing is running; 19 runs have ended.")).to_be_visible(timeout=RUN_MS)
-    expect(page.get_by_text("Eval loss, nats per token", exact=True)).to_be_visible()
+    expect(page.get_by_text("Eval loss, nats/token", exact=True)).to_be_visible()
     wait_idle(page)
     expect(page.locator(".stPlotlyChart").first).to_be_visible()
     screenshot(page, "jobs_finished", full=True)
