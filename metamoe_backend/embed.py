@@ -56,7 +56,9 @@ def load_encoder(name: str) -> Encoder:
 class _SentenceTransformerEncoder:
     def __init__(self, name: str, folder: Path) -> None:
         from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging as transformers_logging
 
+        transformers_logging.disable_progress_bar()  # a run has its own progress
         self.name = name
         self._model = SentenceTransformer(
             str(folder), trust_remote_code=False, local_files_only=True, model_kwargs={"use_safetensors": True}

@@ -118,7 +118,9 @@ def make_features(vectors: np.ndarray, texts: list[str], seed: int) -> np.ndarra
     dimensions = min(WORD_DIMENSIONS, words.shape[0] - 1, words.shape[1] - 1)
     if dimensions < 2:
         return plain
-    return np.hstack([plain, normalize(TruncatedSVD(dimensions, random_state=seed).fit_transform(words))])
+    with np.errstate(invalid="ignore"):  # equal texts have no variance to explain
+        reduced = TruncatedSVD(dimensions, random_state=seed).fit_transform(words)
+    return np.hstack([plain, normalize(reduced)])
 
 
 def _fold_numbers(text: str) -> str:
