@@ -9,6 +9,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from metamoe_backend.config import EvaluateConfig, ImportAdapterConfig, MoeConfig, TrainConfig, parse_config
+from metamoe_backend.errors import ConfigError
 from metamoe_backend.jobs.context import RunContext
 from metamoe_backend.jobs.run_folder import RunFolder, RunStatus, create_run, list_runs
 from metamoe_backend.jobs.supervisor import Seen, poll
@@ -189,6 +190,51 @@ def test_a_form_becomes_a_queued_run_and_a_command(
     assert [run.read_spec().config["optim"]["steps"] for run in started] == [5]
     assert started[0].read_spec().name == "logic" and "jobs_panel" not in app.session_state
     assert started[0].run_id in app.query_params["run"]
+
+
+def show_run(app: AppTest, run: RunFolder) -> AppTest:
+    app.session_state["selection"] = state.Selection(run=run.run_id)
+    return app.run()
+
+
+def test_a_run_is_stopped_resumed_and_run_again_from_the_page(
+    opened: AppTest, synthetic: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metamoe_backend.jobs.supervisor._ensure_supervisor", lambda workspace: None)
+    config = TrainConfig(name="arith", plan="first").model_dump(mode="json")
+    run = create_run(synthetic, "train", "arith", config, "ana", {"questions": pd.DataFrame({"prompt": ["1+1"]})})
+    context = RunContext(run)
+    context.start("cpu")
+    context.progress(2, 10, loss=0.5, tokens_per_s=300.0)
+    app = show_run(opened, run)
+    assert not app.exception and not app.error
+    assert {metric.label: metric.value for metric in app.metric} == {
+        "Loss, nats/token": "0.500", "Tokens per second": "300",
+    }  # fmt: skip
+    app.button(key="jobs_stop").click().run()
+    assert (request := run.read_request()) is not None and request.save
+    assert "jobs_stop" not in [button.key for button in app.button], "it has been asked already"
+    context.finish("stopped")
+    app.run()
+    app.button(key="jobs_resume").click().run()
+    assert run.read_state().state == "queued" and not app.exception and not app.error
+    app.button(key="jobs_cancel_now").click().run()
+    assert run.read_state().state == "cancelled"
+    app.button(key="jobs_retry").click().run()
+    again = list_runs(synthetic)[0]
+    assert again.run_id != run.run_id and again.read_inputs()["questions"]["prompt"].tolist() == ["1+1"]
+    assert not app.exception and not app.error
+
+
+def test_a_failed_run_says_why_and_shows_its_log(opened: AppTest, synthetic: Workspace) -> None:
+    run = create_run(synthetic, "train", "arith", {"name": "arith", "plan": "first"}, "ana", {})
+    context = RunContext(run)
+    context.start("cpu")
+    context.fail(ConfigError("The loss became NaN at step 3; lower the learning rate."))
+    app = show_run(opened, run)
+    assert not app.exception
+    assert "The loss became NaN at step 3" in app.error[0].value.replace("\\", "")
+    assert any("The loss became NaN" in code.value for code in app.code)
 
 
 @pytest.mark.parametrize("kind", list(jobs_new.STAGE_OF_KIND))
