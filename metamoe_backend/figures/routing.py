@@ -7,25 +7,33 @@ from metamoe_backend.figures.style import SEQUENTIAL, finish, plain
 from metamoe_backend.i18n import _
 
 
-def make_layer_heatmap_figure(use: pd.DataFrame, experts: list[str], height: int = 380) -> go.Figure:
-    """Layer x expert: share of chosen gates. use: layer, expert, share, weight, n (`compute_layer_use`).
+def make_layer_heatmap_figure(
+    use: pd.DataFrame, experts: list[str], height: int = 380, value: str = "share"
+) -> go.Figure:
+    """Layer x expert: share of chosen gates, or mean gate weight. use: layer, expert, share, weight, n.
 
-    x = layer, y = expert, as in the source (arXiv 2408.15915, figure 7). customdata: layer, expert.
+    x = layer, y = expert; the share is the source's figure (arXiv 2408.15915, figure 7): every chosen expert counts
+    alike, also one chosen with hardly any weight. customdata: layer, expert, weight, share.
     """
     share = use.pivot(index="expert", columns="layer", values="share").reindex(experts)
     weight = use.pivot(index="expert", columns="layer", values="weight").reindex(experts)
-    cells = [[[int(layer), expert, weight.loc[expert, layer]] for layer in share.columns] for expert in experts]
+    shown = {"share": share, "weight": weight}[value]
+    cells = [
+        [[int(layer), expert, weight.loc[expert, layer], share.loc[expert, layer]] for layer in share.columns]
+        for expert in experts
+    ]
     figure = go.Figure(
         go.Heatmap(
-            z=share.to_numpy(),
+            z=shown.to_numpy(),
             x=[str(layer) for layer in share.columns],
             y=[plain(expert, 24) for expert in experts],
             customdata=cells,
             colorscale=SEQUENTIAL,
             zmin=0,
-            zmax=max(float(share.max().max()), 1e-9),
-            colorbar={"title": _("share"), "thickness": 10, "tickformat": ".0%"},
-            hovertemplate=_("layer %{x}, %{y}<br>share %{z:.1%}<br>mean gate %{customdata[2]:.3f}") + "<extra></extra>",
+            zmax=max(float(shown.max().max()), 1e-9),
+            colorbar={"title": _("share") if value == "share" else _("gate"), "thickness": 10, "tickformat": ".0%"},
+            hovertemplate=_("layer %{x}, %{y}<br>share %{customdata[3]:.1%}<br>mean gate %{customdata[2]:.3f}")
+            + "<extra></extra>",
             xgap=1,
             ygap=1,
         )
@@ -121,7 +129,7 @@ def make_question_layer_figure(tokens: pd.DataFrame, experts: list[str], height:
 
 
 def make_load_figure(load: pd.DataFrame, height: int = 220) -> go.Figure:
-    """Load per expert (share of chosen gates) with the even share as a line. load: expert, load, n."""
+    """Load per expert (mean gate weight) with the even load as a line. load: expert, load, n."""
     figure = go.Figure(
         go.Bar(
             x=load["load"],
@@ -133,7 +141,7 @@ def make_load_figure(load: pd.DataFrame, height: int = 220) -> go.Figure:
     )
     figure.add_vline(x=1 / max(len(load), 1), line={"dash": "dot", "width": 1})
     finish(figure, height, legend=False)
-    figure.update_xaxes(title=_("share of chosen gates (dotted: even)"), tickformat=".0%", rangemode="tozero")
+    figure.update_xaxes(title=_("mean gate weight (dotted: even)"), tickformat=".0%", rangemode="tozero")
     figure.update_yaxes(autorange="reversed")
     return figure
 

@@ -99,13 +99,13 @@ def fetch_question_activations(
 
 
 def fetch_token_questions(store: Store, system: str) -> pd.DataFrame:
-    """Questions whose gates were kept token by token: question_id, task, skill, prompt."""
+    """Questions whose gates were kept token by token: question_id, task, skill, prompt; those that used experts first."""
     return store.frame(
         f"""
         WITH {_QUESTION_SKILL}
-        SELECT DISTINCT question_id, question.task, skill, prompt FROM token_activation
+        SELECT question_id, question.task, skill, prompt FROM token_activation
         JOIN question USING (question_id) LEFT JOIN question_skill USING (question_id)
-        WHERE system = ? ORDER BY question.task, question_id
+        WHERE system = ? GROUP BY ALL ORDER BY max(weight) = 0, question.task, question_id
         """,
         [system],
     )

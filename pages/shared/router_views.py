@@ -39,10 +39,10 @@ def _skill_use(
 
 def render_answer(activations: pd.DataFrame, routes: pd.DataFrame, plan: pd.DataFrame, experts: list[str]) -> None:
     """Who carries the tokens, and whether the best-matched skill goes where the plan says."""
-    load = compute_load(activations).sort_values("load", ascending=False)
+    load = compute_load(activations, "weight").sort_values("load", ascending=False)
     first = load.iloc[0]
     sentences = [
-        _("Expert {expert} carries {share} of the chosen gates (even would be {even}).").format(
+        _("Expert {expert} carries {share} of the gate weight (even would be {even}).").format(
             expert=plain(first["expert"]), share=percent(first["load"]), even=percent(1 / max(len(load), 1))
         )
     ]
@@ -69,8 +69,18 @@ def render_answer(activations: pd.DataFrame, routes: pd.DataFrame, plan: pd.Data
 
 def render_layer_heatmap(activations: pd.DataFrame, experts: list[str]) -> tuple[int, str] | None:
     """Layer x expert; returns the clicked (layer, expert)."""
-    st.markdown(_("**Layer × expert**: share of the chosen gates"))
-    figure = make_layer_heatmap_figure(compute_layer_use(activations), experts, height=150 + 34 * len(experts))
+    st.markdown(_("**Layer × expert**"))
+    names = {"weight": _("Mean gate weight"), "share": _("Share of chosen gates")}
+    value = st.segmented_control(
+        _("Value"),
+        list(names),
+        default="weight",
+        format_func=names.get,
+        key="router_value",
+        label_visibility="collapsed",
+    )
+    use, height = compute_layer_use(activations), 150 + 34 * len(experts)
+    figure = make_layer_heatmap_figure(use, experts, height, value or "weight")
     alt = _("Heatmap: how often each expert is chosen at each layer.")
     points = clicked_points(show_figure(figure, key="router_layers", alt=alt, select="points"))
     if points and points[0].get("customdata"):
@@ -150,7 +160,7 @@ def render_clicked_cell(
 
 def render_health(activations: pd.DataFrame) -> None:
     """Load per expert, entropy per layer, and a warning when the routing collapses."""
-    load = compute_load(activations)
+    load = compute_load(activations, "weight")
     for row in find_collapse(load).itertuples():
         text = (
             _("Expert {expert} takes nearly everything ({share}): the routing has collapsed.")
@@ -162,7 +172,9 @@ def render_health(activations: pd.DataFrame) -> None:
     show_figure(make_load_figure(load, 90 + 34 * len(load)), key="router_load", alt=_("Load per expert."))
     st.markdown(_("**Entropy per layer**"))
     show_figure(
-        make_entropy_figure(compute_layer_entropy(activations)), key="router_entropy", alt=_("Entropy per layer.")
+        make_entropy_figure(compute_layer_entropy(activations, "weight")),
+        key="router_entropy",
+        alt=_("Entropy per layer."),
     )
 
 
@@ -185,6 +197,10 @@ def render_token_strip(store: Store, system: str, experts: list[str]) -> None:
     )
     row = questions[questions["question_id"] == question_id].iloc[0]
     tokens = fetch_token_activations(store, system, question_id)
+    if not (tokens["weight"] > 0).any():
+        st.info(_("This question went to the bare base model: no expert was used."), icon=":material/block:")
+        question_text(row["prompt"], key=f"router_{question_id}")
+        return
     left, right = st.columns([3, 1], gap="medium")
     with left:
         question_text(row["prompt"], key=f"router_{question_id}")
