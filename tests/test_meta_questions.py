@@ -201,6 +201,8 @@ def test_an_empty_workspace_and_a_useless_setting_are_told_in_a_sentence(store):
         prepare(store, MetaQuestionConfig(method="llm", prompt="Say it."))
     with pytest.raises(ConfigError, match="base_url"):
         prepare(store, MetaQuestionConfig(method="llm", base_url="file:///etc/passwd"))
+    with pytest.raises(ConfigError, match="name the model"):
+        prepare(store, MetaQuestionConfig(method="llm", base_url="http://127.0.0.1:1/v1", model=" "))
 
 
 def test_a_local_model_answers_for_every_question(tmp_path):
