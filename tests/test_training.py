@@ -388,7 +388,8 @@ def test_no_questions_is_a_sentence(tmp_path: Path, loaded) -> None:
 
 
 def test_half_precision_is_trained_and_saved(tmp_path: Path, base_folder: Path) -> None:
-    context = train(tmp_path, make_config(base_folder, steps=30, dtype="bfloat16"))
+    lora = {"rank": 4, "save_dtype": "bfloat16"}
+    context = train(tmp_path, make_config(base_folder, lora, steps=30, dtype="bfloat16"))
     losses = [metrics["loss"] for _, _, metrics in context.reports if "loss" in metrics]
     assert losses[-1] < 0.6 * losses[0]
     weights = read_adapter(tmp_path / "adapters" / "copy")
