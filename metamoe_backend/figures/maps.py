@@ -137,6 +137,7 @@ def _dress_map(figure: go.Figure, names: pd.DataFrame | None, height: int, dragm
         for row in names.itertuples():
             figure.add_annotation(
                 x=row.x, y=row.y, text=plain(row.name, 28), showarrow=False, opacity=0.85,
+                yanchor="bottom", yshift=8,
                 font={"size": 11, "color": "white"}, bgcolor="#32363c", borderpad=2,  # readable on white and on black
             )  # fmt: skip
     finish(figure, height)

@@ -52,8 +52,9 @@ def start(stage: str, values: dict) -> None:
 
 def render_draw_form(store: Store) -> None:
     """The settings of a map, in a popover. What is not embedded yet is offered to be."""
+    opened = st.session_state.setdefault("map_drawings", 0)  # another key: the popover closes after a start
     with (
-        st.popover(_("Draw a map"), icon=":material/scatter_plot:", type="primary", key="map_draw"),
+        st.popover(_("Draw a map"), icon=":material/scatter_plot:", type="primary", key=f"map_draw_{opened}"),
         st.form("map_form"),
     ):
         of = st.segmented_control(
@@ -74,8 +75,10 @@ def render_draw_form(store: Store) -> None:
             help_text = _("Needed once for each encoder, and again after new questions.")
             embed = st.form_submit_button(_("Embed first"), help=help_text)
     if draw or embed:
-        start("cluster" if draw else "embed", values if draw else {"encoder": values["encoder"], "of": of})
-        st.rerun()
+        with error_boundary():  # what is missing is said here; the map below stays
+            start("cluster" if draw else "embed", values if draw else {"encoder": values["encoder"], "of": of})
+            st.session_state["map_drawings"] = opened + 1
+            st.rerun()
 
 
 def render_no_map(store: Store) -> None:

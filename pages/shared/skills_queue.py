@@ -171,7 +171,7 @@ def undo_by_name(event_id: str, description: str) -> None:
 
 def render_small_map(questions: pd.DataFrame, question: pd.Series, skills: pd.DataFrame) -> None:
     """Where the card's question lies among the others."""
-    placed = questions[questions["x"].notna()]
+    placed = questions[questions["x"].notna()].sort_values("labelled", kind="stable")  # labels lie on top
     if placed.empty:
         st.info(_("No map is drawn yet: the queue does not know which questions are alike."), icon=":material/map:")
         return
