@@ -112,10 +112,10 @@ def check_config(config: MetaQuestionConfig) -> None:
     """Raise `ConfigError` for a prompt without {question}, an address that is none, or no model."""
     if config.prompt is not None and "{question}" not in config.prompt:
         raise ConfigError("prompt: it must contain {question}, where the question is put in.")
-    if config.method == "llm" and not config.model.strip():
-        raise ConfigError("model: name the model that builds, as its server or the hub calls it.")
     if config.base_url is not None and not config.base_url.startswith(("http://", "https://")):
         raise ConfigError(f"base_url: {config.base_url!r} is no web address; write it like http://127.0.0.1:11434/v1.")
+    if config.method == "llm" and not config.model.strip():
+        raise ConfigError("model: name the model that builds, as its server or the hub calls it.")
 
 
 def _open_builder(config: MetaQuestionConfig) -> tuple[Build, int]:
