@@ -125,6 +125,26 @@ def test_the_way_to_training_takes_plan_expert_and_shape_along(
     assert panel["values"]["lora"]["rank"] == 4 and panel["values"]["lora"]["alpha"] == 16.0
 
 
+def test_an_adapter_from_elsewhere_is_imported_or_refused_in_a_sentence(opened: AppTest, tmp_path: Path) -> None:
+    from tests.tiny_models import make_tiny_adapter, make_tiny_base
+
+    base = make_tiny_base(tmp_path / "base")
+    adapter = make_tiny_adapter(tmp_path / "guest", base)
+    app = opened.run()
+    app.text_input(key="experts_import_0_source").set_value(str(adapter))
+    app.text_input(key="experts_import_0_name").set_value("arith").run()
+    app.button(key="experts_import_go").click().run()
+    assert "taken" in app.error[0].value and not app.exception
+    app.text_input(key="experts_import_0_name").set_value("guest")
+    app.selectbox(key="experts_import_0_base").options.append(str(base))  # what a person types in
+    app.selectbox(key="experts_import_0_base").set_value(str(base))
+    app.button(key="experts_import_go").click().run()
+    assert not app.exception and not app.error
+    assert "5 adapters are in the bank" in app.subheader[0].value
+    imported = fetch_adapters(state.get_store(), ["guest"]).iloc[0]
+    assert imported["source"] == "imported" and imported["rank"] == 4 and not len(imported["trained_on"])
+
+
 def test_without_a_labelling_the_page_says_where_to_make_one(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

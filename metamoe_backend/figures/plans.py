@@ -35,6 +35,7 @@ def make_plan_figure(
                 marker_color=colours.get(skill, GREY),
                 text=[plain(skill, 20) if value else "" for value in values],
                 insidetextanchor="middle",
+                cliponaxis=False,
                 hovertemplate=f"{plain(skill)}: " + "%{x:,}<extra>%{y}</extra>",
             )
         )

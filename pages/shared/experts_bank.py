@@ -19,7 +19,7 @@ from pages.shared.config_form import FormOptions, render_fields
 from pages.shared.i18n import _
 from pages.shared.layout import canvas_and_inspector, confirm, plain, question_text
 from pages.shared.review_views import render_verdict_form, verdict_name
-from pages.shared.state import get_person, get_selection, get_store, get_workspace, per_version, select
+from pages.shared.state import get_person, get_selection, get_store, get_workspace, open_page, per_version, select
 from pages.shared.tables import show_table
 
 _COMPARED, _MOST_COMPARED = "experts_compared", 24
@@ -75,7 +75,9 @@ def render_bank(adapters: pd.DataFrame, stale_plans: set[str]) -> None:
         )  # fmt: skip
     names = adapters["adapter"].tolist()
     wanted = get_selection().expert
-    if len(picked) and st.session_state.get("experts_picked") != picked["adapter"].iloc[0]:
+    if picked.empty:
+        st.session_state.pop("experts_picked", None)
+    elif st.session_state.get("experts_picked") != picked["adapter"].iloc[0]:
         st.session_state["experts_picked"] = picked["adapter"].iloc[0]
         select(expert=picked["adapter"].iloc[0])
         st.rerun()
@@ -99,8 +101,6 @@ def _render_adapter(adapter: pd.Series) -> None:
     }
     st.text("\n".join(f"{name}: {value}" for name, value in facts.items()), width="stretch")
     if st.button(_("The run that made it"), key="experts_run", icon=":material/play_circle:", type="tertiary"):
-        from pages.shared.state import open_page
-
         select(run=str(adapter["run_id"]))
         open_page("jobs")
     name = str(adapter["adapter"])
