@@ -89,6 +89,14 @@ def test_labels_without_meaning_leave_the_model_unsure(asked):
     assert unsure < 0.6
 
 
+def test_a_skill_labelled_by_the_dozen_does_not_swallow_the_others(asked):
+    vectors, texts, classes = asked
+    labels = _draw(classes, 4, 0)
+    labels[classes == 0] = 0
+    found = fit_predict(vectors, texts, labels, 0).argmax(axis=1)
+    assert (found == classes)[labels < 0].mean() > 0.8
+
+
 def test_one_label_a_skill_gives_no_false_certainty(asked):
     vectors, texts, classes = asked
     probabilities = fit_predict(vectors, texts, _draw(classes, 1, 0), 0)

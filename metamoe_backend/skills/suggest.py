@@ -148,7 +148,9 @@ def _spread(features: np.ndarray, graph: Any, places: np.ndarray, labels: np.nda
     from sklearn.linear_model import LogisticRegression
 
     found = np.unique(labels)
-    model = LogisticRegression(C=INVERSE_REGULARISATION, max_iter=1000).fit(features[places], labels)
+    # A person who labels a whole cluster at once does not say that this skill is more frequent than others.
+    model = LogisticRegression(C=INVERSE_REGULARISATION, class_weight="balanced", max_iter=1000)
+    model.fit(features[places], labels)
     start = np.zeros((len(features), classes))
     start[:, found] = model.predict_proba(features)
     start[places] = np.eye(classes)[labels]
@@ -161,10 +163,14 @@ def _spread(features: np.ndarray, graph: Any, places: np.ndarray, labels: np.nda
 def _find_temperature(
     features: np.ndarray, graph: Any, places: np.ndarray, labels: np.ndarray, classes: int, seed: int
 ) -> float:
-    """The temperature that makes held-out labels most probable; 1 where a class has fewer than two labels."""
+    """The temperature that makes held-out labels most probable, each class weighing the same.
+
+    1 where a class has fewer than two labels.
+    """
     from sklearn.model_selection import StratifiedKFold
 
-    least = int(np.bincount(labels, minlength=classes).min())
+    sizes = np.bincount(labels, minlength=classes)
+    least = int(sizes.min())
     if least < 2:
         return 1.0
     folds = StratifiedKFold(min(FOLDS, least), shuffle=True, random_state=seed)
@@ -172,7 +178,8 @@ def _find_temperature(
     for fit, test in folds.split(places, labels):
         held_out[test] = _spread(features, graph, places[fit], labels[fit], classes)[places[test]]
     own = np.arange(len(labels)), labels
-    losses = [-np.log(_sharpen(held_out, float(t))[own]).mean() for t in _TEMPERATURES]
+    weights = 1 / sizes[labels]
+    losses = [-np.average(np.log(_sharpen(held_out, float(t))[own]), weights=weights) for t in _TEMPERATURES]
     return float(_TEMPERATURES[int(np.argmin(losses))])
 
 
