@@ -7,7 +7,15 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from metamoe_backend.evaluate.outcomes import BEST_SINGLE, MAJORITY
-from metamoe_backend.figures.style import DIVERGING, KIND_COLOURS, OUTCOME_COLOURS, SEQUENTIAL, finish, plain
+from metamoe_backend.figures.style import (
+    DIVERGING,
+    KIND_COLOURS,
+    OUTCOME_COLOURS,
+    SEQUENTIAL,
+    finish,
+    make_cells_clickable,
+    plain,
+)
 from metamoe_backend.i18n import _
 
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
@@ -126,7 +134,7 @@ def make_difference_figure(
     finish(figure, height, legend=False)
     figure.update_xaxes(tickangle=-35)
     figure.update_yaxes(autorange="reversed")
-    return figure
+    return make_cells_clickable(figure)
 
 
 def make_accuracy_figure(
@@ -166,7 +174,7 @@ def make_accuracy_figure(
     finish(figure, height, legend=False)
     figure.update_xaxes(tickangle=-35)
     figure.update_yaxes(autorange="reversed")
-    return figure
+    return make_cells_clickable(figure)
 
 
 def make_curves_figure(curves: pd.DataFrame, title: str, height: int = 280, log: bool = False) -> go.Figure:

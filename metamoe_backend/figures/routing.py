@@ -3,7 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from metamoe_backend.figures.style import SEQUENTIAL, finish, plain
+from metamoe_backend.figures.style import SEQUENTIAL, finish, make_cells_clickable, plain
 from metamoe_backend.i18n import _
 
 
@@ -41,7 +41,7 @@ def make_layer_heatmap_figure(
     finish(figure, height, legend=False)
     figure.update_xaxes(title=_("layer"), type="category", nticks=16)
     figure.update_yaxes(autorange="reversed")
-    return figure
+    return make_cells_clickable(figure)
 
 
 def make_skill_heatmap_figure(
@@ -79,7 +79,7 @@ def make_skill_heatmap_figure(
             figure.add_shape(type="rect", **box, line={"color": "#d55e00", "width": 3})
     finish(figure, height, legend=False)
     figure.update_yaxes(autorange="reversed")
-    return figure
+    return make_cells_clickable(figure)
 
 
 def make_token_figure(tokens: pd.DataFrame, experts: list[str], height: int = 300) -> go.Figure:

@@ -51,3 +51,35 @@ def text_on(values: Sequence[float], low: float, high: float, dark_low: bool = T
     """Black or white, whichever is readable on a sequential scale from `low` to `high`."""
     middle = low + 0.55 * (high - low)
     return ["white" if (value < middle) == dark_low else "black" for value in values]
+
+
+def make_cells_clickable(figure: go.Figure) -> go.Figure:
+    """Lay an invisible point on every cell of the figure's heatmap: plotly selects points, but never cells.
+
+    The points carry the cells' customdata, which may be of any length, and the heatmap's hover text.
+    """
+    heatmap = figure.data[0]
+    cells = [
+        (x, y, [*custom, value])
+        for y, values, customs in zip(heatmap.y, heatmap.z, heatmap.customdata, strict=True)
+        for x, value, custom in zip(heatmap.x, values, customs, strict=True)
+    ]
+    template = heatmap.hovertemplate
+    if cells:
+        template = template.replace("%{z", f"%{{customdata[{len(cells[0][2]) - 1}]")
+    invisible = {"marker": {"opacity": 0}}
+    figure.add_trace(
+        go.Scatter(
+            x=[x for x, _, _ in cells],
+            y=[y for _, y, _ in cells],
+            customdata=[custom for _, _, custom in cells],
+            mode="markers",
+            marker={"size": 30, "symbol": "square", "opacity": 0},
+            selected=invisible,
+            unselected=invisible,
+            hovertemplate=template,
+            showlegend=False,
+        )
+    )
+    heatmap.hoverinfo, heatmap.hovertemplate = "skip", None
+    return figure.update_layout(hoverdistance=60)
