@@ -51,7 +51,7 @@ def test_a_cell_of_the_forgetting_matrix_names_what_was_lost(page: Page) -> None
 def test_an_advisor_approves_a_run(fresh_page: Page) -> None:
     open_page(fresh_page, "review")
     expect(fresh_page.get_by_text("await a verdict.")).to_contain_text("9")
-    fresh_page.get_by_test_id("stSegmentedControl").get_by_text("approve").click()
+    fresh_page.get_by_role("radio", name="approve").click()
     fresh_page.get_by_label("Comment").fill("Holds up on held-out questions.")
     fresh_page.get_by_role("button", name="Leave review").click()
     wait_idle(fresh_page)
