@@ -25,21 +25,31 @@ if TYPE_CHECKING:
     from metamoe_backend.store.connection import Store
 
 PROMPT = """\
-Say what the question asks in general. Leave out numbers, names, quotations and every other particular; keep the kind \
-of thinking it needs. Answer with one short sentence in the language of the question and nothing else.
+Each question is followed by what it asks in general: one short sentence in the language of the question, without \
+numbers, names, quotations or other particulars. Go on with the last one and write nothing else.
 
 Question: Tom has 5 apples and buys 7 more. How many apples does he have now?
 In general: How many things are there after some are added?
 
 Question: What day of the week was October 28, 2022?
-In general: Which weekday is a given date?
+In general: Which day of the week was a given date?
+
+Question: How many vowels are in "banana"?
+In general: How many letters of a kind are in a given text?
+
+Question: All cats are animals. Rex is a cat. Is Rex an animal? Answer Yes or No.
+In general: Does a statement follow from the given statements?
 
 Question: 把“苹果”这个词倒过来写。
 In general: 把一个词倒过来写。
 
+Question: Which gas do plants take in from the air?
+In general: Which substance does a living thing take in?
+
 Question: {question}
 In general:"""
-PROMPT_VERSION = "1"
+"""A text to be continued: asked as in a chat, the packaged model answers the question itself."""
+PROMPT_VERSION = "2"
 """Raise it with every change of PROMPT: meta-questions are built anew then."""
 KEY_VARIABLE = "METAMOE_LLM_API_KEY"
 LONGEST_QUESTION = 6000
@@ -155,32 +165,23 @@ def _open_local_model(config: MetaQuestionConfig) -> Build:
     model: Any = base.model
     tokenizer: Any = base.tokenizer
     tokenizer.padding_side = "left"
-    room = _context_tokens(model) - config.max_tokens
+    room = int(getattr(model.config, "max_position_embeddings", None) or 2048) - config.max_tokens
 
     def build(prompts: list[str]) -> list[str]:
-        texts = [_as_chat(tokenizer, _make_request_text(prompt, config)) for prompt in prompts]
-        encoded = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=not tokenizer.chat_template)
+        encoded = tokenizer(
+            [_make_request_text(prompt, config) for prompt in prompts], return_tensors="pt", padding=True
+        )
         tokens, mask = encoded["input_ids"][:, -room:], encoded["attention_mask"][:, -room:]
         with torch.inference_mode():
             output = model.generate(
                 input_ids=tokens.to(base.device), attention_mask=mask.to(base.device), do_sample=False,
-                max_new_tokens=config.max_tokens, pad_token_id=tokenizer.pad_token_id,
+                max_new_tokens=config.max_tokens, pad_token_id=tokenizer.pad_token_id, stop_strings=["\n"],
+                tokenizer=tokenizer,
             )  # fmt: skip
         answers = tokenizer.batch_decode(output[:, tokens.shape[1] :], skip_special_tokens=True)
         return [_clean_answer(answer) for answer in answers]
 
     return build
-
-
-def _context_tokens(model: Any) -> int:
-    return int(getattr(model.config, "max_position_embeddings", None) or 2048)
-
-
-def _as_chat(tokenizer: Any, text: str) -> str:
-    if not tokenizer.chat_template:
-        return text
-    message = [{"role": "user", "content": text}]
-    return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
 
 
 # ---- a server that speaks the OpenAI protocol -------------------------------------------------------------------

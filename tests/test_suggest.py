@@ -91,10 +91,13 @@ def test_labels_without_meaning_leave_the_model_unsure(asked):
 
 def test_a_skill_labelled_by_the_dozen_does_not_swallow_the_others(asked):
     vectors, texts, classes = asked
-    labels = _draw(classes, 4, 0)
-    labels[classes == 0] = 0
-    found = fit_predict(vectors, texts, labels, 0).argmax(axis=1)
-    assert (found == classes)[labels < 0].mean() > 0.8
+    shares = []
+    for seed in range(4):
+        labels = _draw(classes, 2, seed)
+        labels[np.flatnonzero(classes == 0)[:30]] = 0
+        found = fit_predict(vectors, texts, labels, seed).argmax(axis=1)
+        shares.append((found == 0)[(labels < 0) & (classes != 0)].mean())
+    assert np.mean(shares) < 0.48, shares
 
 
 def test_one_label_a_skill_gives_no_false_certainty(asked):
