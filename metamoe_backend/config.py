@@ -139,8 +139,21 @@ class TrainConfig(StageConfig):
     device: Device = Field("auto", description="auto, cpu or cuda:N")
     split: Literal["train", "validation", "test"] = Field("train", description="Split the questions come from")
     limit: int | None = Field(None, ge=1, description="At most so many questions (per expert; for mixed: in all)")
+    part_from: float = Field(0.0, ge=0, lt=1, description="Beginning of the part of each task's questions to train on")
+    part_to: float = Field(
+        1.0, gt=0, le=1, description="End of that part: 0 to 0.5 and 0.5 to 1 are two halves, drawn by the seed"
+    )
+    start_from: Name | None = Field(
+        None, description="Adapter of the bank to train further, such as one trained on all skills; empty: a fresh one"
+    )
     lora: LoraSettings = Field(default_factory=LoraSettings)
     optim: OptimSettings = Field(default_factory=OptimSettings)
+
+    @model_validator(mode="after")
+    def _part_holds_something(self) -> Self:
+        if self.part_from >= self.part_to:
+            raise ValueError(f"part_to is {self.part_to}, part_from {self.part_from}; let part_to be the larger one")
+        return self
 
 
 class MoeConfig(StageConfig):

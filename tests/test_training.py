@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metamoe_backend.config import LoraSettings, OptimSettings, TrainConfig
-from metamoe_backend.errors import ConfigError, StopRequested
+from metamoe_backend.errors import ConfigError, StopRequested, StorageError
 from metamoe_backend.models.adapters import read_adapter
 from metamoe_backend.models.base import load_base
 from metamoe_backend.train import expert
@@ -26,10 +26,12 @@ from metamoe_backend.train.examples import (
     plan_batches,
 )
 from metamoe_backend.train.loop import run_training
-from metamoe_backend.train.sampling import balanced_sample, share_evenly
+from metamoe_backend.train.sampling import balanced_sample, share_evenly, take_part
 from metamoe_backend.train.trainer import choose_evaluate_every, compute_answer_loss, compute_learning_rate_factor
 from tests.recording import RecordingContext
 from tests.tiny_models import make_tiny_base
+
+NO_START = pd.DataFrame({"adapter": [], "sha256": [], "trained_on": []})
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -76,9 +78,11 @@ def make_config(base_folder: Path, lora: dict | None = None, **optim) -> TrainCo
     )
 
 
-def train(root: Path, config: TrainConfig, act=lambda done: None, run_id: str = "run-1") -> RecordingContext:
+def train(
+    root: Path, config: TrainConfig, act=lambda done: None, run_id: str = "run-1", start: pd.DataFrame = NO_START
+) -> RecordingContext:
     context = RecordingContext(root, run_id, act)
-    inputs = {"questions": make_questions(), "target": pd.DataFrame({"adapter": [config.name]})}
+    inputs = {"questions": make_questions(), "target": pd.DataFrame({"adapter": [config.name]}), "start": start}
     try:
         expert.compute(inputs, config, context)
     except StopRequested as stop:
@@ -104,6 +108,35 @@ def kill_at(step: int):
             raise KeyboardInterrupt
 
     return act
+
+
+def test_an_expert_goes_on_from_another_adapter(tmp_path: Path, base_folder: Path) -> None:
+    first = train(tmp_path, make_config(base_folder, steps=40), run_id="first")
+    start = first.rows("adapter").assign(trained_on=[["older"]])
+    context = train(tmp_path, make_config(base_folder, steps=5, warmup_share=0.0), run_id="second", start=start)
+
+    afresh, further = (next(m["loss"] for _, _, m in run.reports if "loss" in m) for run in (first, context))
+    assert further < 0.5 * afresh, "the first loss is that of the adapter it started from"
+    assert context.rows("adapter")["trained_on"].iloc[0].tolist() == ["older", "task0", "task1"]
+    assert "Starting from adapter" in " ".join(context.messages)
+
+
+def test_a_changed_adapter_is_no_start(tmp_path: Path, base_folder: Path) -> None:
+    start = train(tmp_path, make_config(base_folder, steps=2), run_id="first").rows("adapter").assign(sha256="other")
+    with pytest.raises(StorageError, match="not those recorded in the bank"):
+        train(tmp_path, make_config(base_folder, steps=2), run_id="second", start=start)
+
+
+@given(st.integers(0, 40), st.integers(1, 9), st.integers(0, 3))
+def test_parts_of_the_questions_join_without_overlap(count: int, tenths: int, seed: int) -> None:
+    questions = pd.DataFrame(
+        {"question_id": [f"q{i}" for i in range(count)], "task": [f"t{i % 3}" for i in range(count)]}
+    )
+    first, second = take_part(questions, 0, tenths / 10, seed), take_part(questions, tenths / 10, 1, seed)
+    assert sorted([*first["question_id"], *second["question_id"]]) == sorted(questions["question_id"])
+    pd.testing.assert_frame_equal(take_part(questions, 0, 1, seed), questions.reset_index(drop=True))
+    for task, whole in questions.groupby("task").size().items():
+        assert abs((first["task"] == task).sum() - whole * tenths / 10) <= 0.5
 
 
 # ---- what a model is taught ------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from metamoe_backend.config import ImportAdapterConfig, TrainConfig
 from metamoe_backend.errors import ConfigError, ConflictError, NotFoundError
 from metamoe_backend.experts import bank
 from metamoe_backend.store.connection import Store
-from metamoe_backend.store.experts import fetch_plans, fetch_training_questions
+from metamoe_backend.store.experts import fetch_adapters, fetch_plans, fetch_training_questions
 from metamoe_backend.train import expert
 from metamoe_backend.workspace import Workspace
 
@@ -37,6 +37,23 @@ def test_mixed_gets_every_expert_but_base_within_the_limit(full: Store, plan: st
     assert inputs["questions"]["expert"].value_counts().to_dict() == {"arith": 10, "logic": 10, "letters": 10}
     again = expert.prepare(full, TrainConfig(kind="mixed", name="together", plan=plan, limit=30))
     pd.testing.assert_frame_equal(inputs["questions"], again["questions"])
+
+
+def test_halves_of_the_questions_and_an_adapter_to_start_from(full: Store, plan: str) -> None:
+    shape = fetch_adapters(full, ["arith"]).iloc[0]
+    own = {"rank": int(shape["rank"]), "alpha": float(shape["alpha"]), "targets": list(shape["targets"])}
+    settings = {"name": "arith", "plan": plan, "base": shape["base"], "start_from": "arith", "lora": own}
+    first = expert.prepare(full, TrainConfig(**settings, part_to=0.5))
+    second = expert.prepare(full, TrainConfig(**settings, part_from=0.5))
+    assert first["start"]["adapter"].tolist() == ["arith"]
+    ids = [*first["questions"]["question_id"], *second["questions"]["question_id"]]
+    assert sorted(ids) == sorted(expert.prepare(full, TrainConfig(name="arith", plan=plan))["questions"]["question_id"])
+    with pytest.raises(ConfigError, match=r"adapter 'arith' has base .* set base and lora to the same"):
+        expert.prepare(full, TrainConfig(**settings | {"lora": own | {"rank": 3}}))
+    with pytest.raises(NotFoundError, match="Expert 'none' does not exist"):
+        expert.prepare(full, TrainConfig(**settings | {"start_from": "none"}))
+    with pytest.raises(ConfigError, match="No question lies between the shares"):
+        expert.prepare(full, TrainConfig(name="arith", plan=plan, part_from=0.5, part_to=0.5001))
 
 
 def test_names_that_lead_nowhere(full: Store, plan: str) -> None:

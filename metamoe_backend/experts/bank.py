@@ -1,7 +1,6 @@
 """Stage "import", and the bank: adapters under adapters/, checked, published whole or not at all, and compared."""
 
 import errno
-import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import chain, count
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from metamoe_backend.config import BASE_EXPERT, ImportAdapterConfig
-from metamoe_backend.errors import ConfigError, ConflictError, InputError, UnavailableError
+from metamoe_backend.errors import ConfigError, ConflictError, StorageError
+from metamoe_backend.hub import find_model_folder
 from metamoe_backend.jobs.durable import sync_folder
 from metamoe_backend.models.adapters import (
     CONFIG_FILE,
@@ -26,9 +26,8 @@ from metamoe_backend.stage import Context, Inputs
 from metamoe_backend.workspace import Workspace
 
 if TYPE_CHECKING:
+    from metamoe_backend.models.base import LoadedBase
     from metamoe_backend.store.connection import Store
-
-HUB_ID = re.compile(r"[\w][\w.\-]*/[\w][\w.\-]*")
 
 
 def prepare(store: "Store", config: ImportAdapterConfig) -> Inputs:
@@ -45,13 +44,11 @@ def compute(inputs: Inputs, config: ImportAdapterConfig, context: Context) -> No
 
     Raises `InputError` for a folder that is no plain LoRA of this base, `UnavailableError` for an unreachable hub.
     """
-    from metamoe_backend.models.base import load_base
+    from metamoe_backend.models.base import load_outline
 
-    folder = _find_source(config.source)
     context.progress(0, 1)
-    # Only the shapes are wanted: half the memory does.
-    base = load_base(config.base, "cpu", "bfloat16")
-    weights = read_adapter(folder, base.model)
+    folder = _find_source(config.source)
+    weights = read_adapter(folder, load_outline(config.base))
     context.progress(1, 1)
     name = publish_adapter(context, config.name, weights, config.base)
     emit_adapter(
@@ -123,6 +120,22 @@ def _rename_to_free_name(written: Path, name: str) -> str:
     raise AssertionError("unreachable: the names never end")
 
 
+def read_banked(adapters: pd.DataFrame, loaded: "LoadedBase", workspace_root: Path) -> list[AdapterWeights]:
+    """The weights of adapters of the bank (rows.Adapter), in order, checked against the base model they stand on.
+
+    Raises `StorageError` when the weights on disk are not those that were recorded.
+    """
+    bank = []
+    for name, sha256 in zip(adapters["adapter"], adapters["sha256"], strict=True):
+        weights = read_adapter(Workspace(workspace_root).adapters / name, loaded.model)
+        if weights.sha256 != sha256:
+            raise StorageError(
+                f"The weights of expert {name!r} are not those recorded in the bank; train or import it again."
+            )
+        bank.append(weights)
+    return bank
+
+
 def emit_adapter(
     context: Context,
     name: str,
@@ -171,26 +184,5 @@ def compute_bank_similarity(folders: Mapping[str, Path]) -> pd.DataFrame:
 
 def _find_source(source: str) -> Path:
     """The local folder, else what the hub has under this id (the two files of an adapter, nothing else)."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise InputError(f"{source!r} is a file; name the PEFT folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}.")
-    if not HUB_ID.fullmatch(source):
-        raise InputError(f"{source!r} is neither a folder nor a hub id (OWNER/NAME); correct it.")
-    return _fetch_from_hub(source)
-
-
-def _fetch_from_hub(source: str) -> Path:
-    import httpx
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        reason = (str(error).splitlines() or [""])[0][:160]
-        raise UnavailableError(
-            f"Adapter {source!r} cannot be fetched from the hub ({type(error).__name__}: {reason}); "
-            "check the id and the connection, or name a local PEFT folder."
-        ) from None
+    remedy = f"name a local PEFT folder, one that holds {CONFIG_FILE} and {WEIGHTS_FILE}"
+    return find_model_folder(source, [CONFIG_FILE, WEIGHTS_FILE], f"Adapter {source!r}", remedy)

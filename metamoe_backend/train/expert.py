@@ -1,18 +1,26 @@
 """Stage "train": one LoRA adapter, for an expert's skills, or for all of a plan's skills together (mixed)."""
 
+import math
 import warnings
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from metamoe_backend.config import BASE_EXPERT, LoraSettings, TrainConfig
 from metamoe_backend.errors import ConfigError, NotFoundError
-from metamoe_backend.experts.bank import emit_adapter, fetch_taken_names, find_free_name, publish_adapter
+from metamoe_backend.experts.bank import (
+    emit_adapter,
+    fetch_taken_names,
+    find_free_name,
+    publish_adapter,
+    read_banked,
+)
 from metamoe_backend.models.adapters import AdapterWeights
 from metamoe_backend.stage import Context, Inputs
 from metamoe_backend.train.examples import Example, hold_back, make_examples, make_prompt
 from metamoe_backend.train.loop import run_training
-from metamoe_backend.train.sampling import balanced_sample
+from metamoe_backend.train.sampling import balanced_sample, take_part
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,10 +33,11 @@ COLUMNS = ["question_id", "task", "template", "prompt", "answer", "skill", "expe
 def prepare(store: "Store", config: TrainConfig) -> Inputs:
     """The questions to train on, and the name the adapter will have.
 
-    `questions` has one row a question (columns COLUMNS); `target` one row with the column adapter. Raises
-    `NotFoundError` for an unknown plan or expert, `ConfigError` when there is nothing to train on.
+    `questions` has one row a question (columns COLUMNS); `target` one row with the column adapter; `start` is
+    rows.Adapter, one row where an adapter is trained further, else none. Raises `NotFoundError` for an unknown plan,
+    expert or adapter, `ConfigError` when there is nothing to train on or the adapter to start from has another shape.
     """
-    from metamoe_backend.store.experts import fetch_plan_entries, fetch_training_questions
+    from metamoe_backend.store.experts import fetch_adapters, fetch_plan_entries, fetch_training_questions
 
     experts = sorted(set(fetch_plan_entries(store, config.plan)["expert"]) - {BASE_EXPERT})
     if config.name == BASE_EXPERT:
@@ -44,11 +53,31 @@ def prepare(store: "Store", config: TrainConfig) -> Inputs:
             f"Plan {config.plan!r} has no questions for {who} in the split {config.split!r}; "
             "label questions of that split, freeze the labelling and save the plan again, or choose another split."
         )
-    name = find_free_name(config.name, fetch_taken_names(store))
+    part = take_part(questions[COLUMNS], config.part_from, config.part_to, config.optim.seed)
+    if part.empty:
+        raise ConfigError(
+            f"No question lies between the shares {config.part_from} and {config.part_to} of the training questions; "
+            "move part_from and part_to apart."
+        )
+    start = fetch_adapters(store, [] if config.start_from is None else [config.start_from])
+    for row in start.itertuples():
+        _check_start(row, config)
     return {
-        "questions": balanced_sample(questions[COLUMNS], config.limit, config.optim.seed),
-        "target": pd.DataFrame({"adapter": [name]}),
+        "questions": balanced_sample(part, config.limit, config.optim.seed),
+        "target": pd.DataFrame({"adapter": [find_free_name(config.name, fetch_taken_names(store))]}),
+        "start": start,
     }
+
+
+def _check_start(adapter: Any, config: TrainConfig) -> None:
+    """Raise `ConfigError` unless an adapter (a row of the bank) has the base and the shape that are to be trained."""
+    own = (config.base, config.lora.rank, config.lora.alpha, sorted(set(config.lora.targets)))
+    found = (adapter.base, adapter.rank, adapter.alpha, sorted(adapter.targets))
+    if own != found:
+        raise ConfigError(
+            f"start_from: adapter {adapter.adapter!r} has base {adapter.base}, rank {adapter.rank}, alpha "
+            f"{adapter.alpha:g} and targets {', '.join(found[3])}; set base and lora to the same, or start afresh."
+        )
 
 
 def compute(inputs: Inputs, config: TrainConfig, context: Context) -> None:
@@ -63,7 +92,12 @@ def compute(inputs: Inputs, config: TrainConfig, context: Context) -> None:
     base = load_base(config.base, config.device, config.optim.dtype)
     examples = make_question_examples(base.tokenizer, questions, config.optim.max_tokens)
     train, held = hold_back(len(examples), config.optim.eval_share, config.optim.seed)
+    start = inputs["start"]
+    begun = read_banked(start, base, context.workspace_root)
     model = add_lora(base.model, config.lora, config.optim.seed)
+    for weights in begun:
+        load_weights(model, weights)
+        context.log(f"Starting from adapter {config.start_from}.")
     result = run_training(
         model,
         [examples[index] for index in train],
@@ -73,11 +107,12 @@ def compute(inputs: Inputs, config: TrainConfig, context: Context) -> None:
         device=base.device,
         pad_token=base.tokenizer.pad_token_id,
     )
-    weights = extract_adapter(model, config.lora, config.lora.save_dtype)
-    name = publish_adapter(context, inputs["target"]["adapter"].iloc[0], weights, config.base)
+    trained = extract_adapter(model, config.lora, config.lora.save_dtype)
+    name = publish_adapter(context, inputs["target"]["adapter"].iloc[0], trained, config.base)
     emit_adapter(
-        context, name, weights, config.base, source="trained", kind=config.kind, plan=config.plan,
-        skills=sorted(questions["skill"].unique()), trained_on=sorted(questions["task"].unique()),
+        context, name, trained, config.base, source="trained", kind=config.kind, plan=config.plan,
+        skills=sorted(questions["skill"].unique()),
+        trained_on=sorted({*questions["task"], *chain.from_iterable(start["trained_on"])}),
         settings=config.model_dump_json(),
     )  # fmt: skip
     context.emit("metric", result.metrics)
@@ -118,6 +153,24 @@ def add_lora(model: "nn.Module", lora: LoraSettings, seed: int) -> Any:
         # PEFT asks transformers under a name that is going away: nothing for a run's log.
         warnings.simplefilter("ignore", FutureWarning)
         return get_peft_model(model, config)  # type: ignore[arg-type]
+
+
+def load_weights(model: Any, weights: AdapterWeights) -> None:
+    """Put an adapter's matrices into PEFT's model, which must have the same rank, scale and targets."""
+    from peft import set_peft_model_state_dict
+
+    if not math.isclose(weights.scale, weights.alpha / weights.rank):
+        raise ConfigError(
+            f"start_from: adapter {weights.name!r} is scaled by alpha / sqrt(r) (rsLoRA), which is not trained further "
+            "here; choose another one."
+        )
+    tensors = {
+        f"base_model.model.{module}.lora_{letter}.weight": matrix.float()
+        for letter, matrices in (("A", weights.a), ("B", weights.b))
+        for module, matrix in matrices.items()
+    }
+    if set_peft_model_state_dict(model, tensors).unexpected_keys:  # type: ignore[attr-defined]
+        raise ConfigError(f"start_from: adapter {weights.name!r} adapts modules that lora.targets leaves out.")
 
 
 def list_linear_modules(model: Any) -> list[str]:

@@ -1,7 +1,5 @@
 """Stage "moe": join experts of the bank in a mixture, teach its routers, and publish it under mixtures/."""
 
-import errno
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +10,9 @@ import pandas as pd
 
 from metamoe_backend.config import BASE_EXPERT, MoeConfig
 from metamoe_backend.embed import hash_text, load_encoder
-from metamoe_backend.errors import ConfigError, StorageError
-from metamoe_backend.experts.bank import fetch_taken_names, find_free_name, list_names
-from metamoe_backend.jobs.durable import sync_folder
-from metamoe_backend.models.adapters import AdapterWeights, read_adapter
+from metamoe_backend.errors import ConfigError
+from metamoe_backend.experts.bank import fetch_taken_names, find_free_name, publish_folder, read_banked
+from metamoe_backend.models.adapters import AdapterWeights
 from metamoe_backend.models.mixtures import ExpertEntry, MixtureSpec, write_mixture
 from metamoe_backend.models.routers import FittedRouter, fit_task_router
 from metamoe_backend.stage import Context, Inputs
@@ -104,7 +101,7 @@ def compute(inputs: Inputs, config: MoeConfig, context: Context) -> None:
     context.progress(0, 1)
     fitted = _fit_router(questions, inputs["vectors"], config, context) if config.mode in TASK_LEVEL else None
     loaded = load_base(config.base, config.device, config.optim.dtype)
-    adapters = _read_bank(inputs["adapters"], loaded, context.workspace_root)
+    adapters = read_banked(inputs["adapters"], loaded, context.workspace_root)
     settings = GateSettings(config.mode, config.top_k, config.prior_strength, config.task_top_m, config.granularity)
     mixture = attach_experts(loaded.model, adapters, settings)
     if config.mode == "token":
@@ -170,18 +167,6 @@ def _collect_vectors(questions: pd.DataFrame, vectors: pd.DataFrame, config: Moe
     return np.stack([np.asarray(vector, dtype=np.float32) for vector in found])
 
 
-def _read_bank(adapters: pd.DataFrame, loaded: "LoadedBase", workspace_root: Path) -> list[AdapterWeights]:
-    bank = []
-    for name, sha256 in zip(adapters["adapter"], adapters["sha256"], strict=True):
-        weights = read_adapter(Workspace(workspace_root).adapters / name, loaded.model)
-        if weights.sha256 != sha256:
-            raise StorageError(
-                f"The weights of expert {name!r} are not those recorded in the bank; train or import it again."
-            )
-        bank.append(weights)
-    return bank
-
-
 def _train(
     mixture: "Mixture",
     loaded: "LoadedBase",
@@ -244,10 +229,7 @@ def _publish(
     config: MoeConfig,
     context: Context,
 ) -> tuple[str, str]:
-    """Write the mixture beside its place and rename it to mixtures/NAME: it is seen whole or not at all.
-
-    Returns the name it got (another run may have taken `name` meanwhile) and its SHA-256.
-    """
+    """Put the mixture under mixtures/; returns the name it got (see `publish_folder`) and its SHA-256."""
     import torch
 
     spec = MixtureSpec(
@@ -258,24 +240,18 @@ def _publish(
     trained = None
     if config.train == "router+experts":
         trained = [mixture.get_expert(index, getattr(torch, config.optim.dtype)) for index in range(len(adapters))]
-    folder = Workspace(context.workspace_root).mixtures
-    written = folder / f".{context.run_id}"
-    shutil.rmtree(written, ignore_errors=True)
+    gates = mixture.get_gate_weights()
     router = fitted.router if fitted else None
-    sha256 = write_mixture(written, spec, mixture.get_gate_weights(), router, trained)
+    folder = Workspace(context.workspace_root).mixtures
+    sha256 = ""
+
+    def write(written: Path) -> None:
+        nonlocal sha256
+        sha256 = write_mixture(written, spec, gates, router, trained)
+
+    published = publish_folder(folder, name, context.run_id, write)
     mixture.detach()
-    for path in (*written.rglob("*"), written):
-        sync_folder(path)
-    for candidate in list_names(name):
-        try:
-            written.rename(folder / candidate)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise
-            continue
-        sync_folder(folder)
-        return candidate, sha256
-    raise AssertionError("unreachable: there are endlessly many names")
+    return published, sha256
 
 
 def _emit(

@@ -1,4 +1,4 @@
-"""Which questions to train on when there are more than wanted: evenly over experts, skills and tasks, by the seed."""
+"""Which questions to train on when not all are wanted: evenly over experts, skills and tasks, by the seed."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,10 +17,26 @@ def balanced_sample(
     """
     if limit is None or len(questions) <= limit:
         return questions.reset_index(drop=True)
-    ranks = [hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest() for name in questions["question_id"]]
-    ranked = questions.reset_index(drop=True).assign(_rank=ranks)
-    chosen = sorted(_choose(ranked, limit, list(by)))
+    chosen = sorted(_choose(_rank(questions, seed), limit, list(by)))
     return questions.iloc[chosen].reset_index(drop=True)
+
+
+def take_part(questions: pd.DataFrame, start: float, end: float, seed: int) -> pd.DataFrame:
+    """The rows of `questions` (columns question_id, task) between the shares `start` and `end` of each task's draw.
+
+    Parts that do not overlap share no question, and parts that join leave none out: 0 to a and a to 1 are everything.
+    """
+    ranked = _rank(questions, seed).sort_values("_rank")
+    place = ranked.groupby("task").cumcount()
+    size = ranked.groupby("task")["task"].transform("size")
+    kept = ranked.index[(place >= (size * start).round()) & (place < (size * end).round())]
+    return questions.iloc[sorted(kept)].reset_index(drop=True)
+
+
+def _rank(questions: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """`questions`, numbered from 0, with `_rank`: an order that depends on the seed and each question's id alone."""
+    ranks = [hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest() for name in questions["question_id"]]
+    return questions.reset_index(drop=True).assign(_rank=ranks)
 
 
 def share_evenly(sizes: Sequence[int], total: int) -> list[int]:

@@ -65,6 +65,7 @@ def field_labels() -> dict[str, str]:
         "systems": _("Systems"), "tasks": _("Tasks"), "n_shot": _("Examples shown"),
         "batch_tokens": _("Tokens per pass"), "max_new_tokens": _("Longest answer, tokens"),
         "activations": _("Record the routers"), "token_sample": _("Questions kept token by token"),
+        "start_from": _("Start from"), "part_from": _("Questions from, share"), "part_to": _("Questions to, share"),
         "source": _("Source"), "trained_on": _("Trained on"), "kind": _("Kind"),
         "neighbours": _("Neighbours"), "min_dist": _("Minimal distance"), "min_cluster_size": _("Smallest cluster"),
     }  # fmt: skip

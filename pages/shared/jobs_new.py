@@ -153,7 +153,7 @@ def _render_training(kind: str, key: str, initial: Mapping[str, Any]) -> dict[st
     in_plan = found["experts_of"].get(plan, [])
     start: dict[str, Any] = {"plan": plan}
     choices: dict[str, Any] = {"plan": found["plans"], "base": found["bases"], "device": list(words)}
-    choices["lora.targets"] = LORA_TARGETS
+    choices |= {"lora.targets": LORA_TARGETS, "start_from": found["experts"]}
     if kind == "expert":
         choices["name"] = in_plan
     if kind == "mixed":
@@ -181,6 +181,8 @@ def _render_training(kind: str, key: str, initial: Mapping[str, Any]) -> dict[st
     values = {"kind": kind, **render_fields(TrainConfig, ["plan", "name", "base"], options)}
     values |= render_fields(TrainConfig, ["device", "split", "limit"], options)
     with st.container(horizontal=True):
+        with st.popover(_("More settings"), icon=":material/tune:", key=f"{key}_more"):
+            values |= render_fields(TrainConfig, ["start_from", "part_from", "part_to"], options, columns=1)
         values["lora"] = render_nested(TrainConfig, "lora", options, _("LoRA adapter"))
         values["optim"] = render_nested(TrainConfig, "optim", options, _("How long and how fast"))
     return values
