@@ -24,8 +24,12 @@ number: greedy generation, last number in the output. reasoning_gym: greedy gene
 """
 Of = Literal["question", "meta-question"]
 MetaQuestionMethod = Literal["template", "llm"]
-How = Literal["question", "lasso", "cluster", "file", "accepted"]
-"""How a label came about; `accepted` = a person accepted a suggestion."""
+How = Literal["question", "lasso", "cluster", "file", "accepted", "decided", "restored"]
+"""How a label came about.
+
+accepted: a person accepted a suggestion. decided: a person ended a disagreement; it counts above everyone's labels.
+restored: it stood in a frozen labelling that a person brought back.
+"""
 Verdict = Literal["approve", "question", "reject"]
 SystemKind = Literal["base", "expert", "mixed", "moe"]
 RunState = Literal["queued", "running", "finished", "stopped", "cancelled", "failed"]
@@ -173,7 +177,19 @@ class Label:
     skill_id: Annotated[str, "skill"]
     author: Annotated[str, "who"]
     made_at: Annotated[datetime, "when (UTC)"]
-    how: Annotated[str, "question, lasso, cluster, file or accepted (suggestion)"]
+    how: Annotated[str, "question, lasso, cluster, file, accepted (suggestion), decided (disagreement) or restored"]
+    retracted_by: Annotated[str | None, "event that took it back, or NULL while it stands"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A person's statement that a question does not need the skill that was suggested for it."""
+
+    event_id: Annotated[str, "event that made it"]
+    question_id: Annotated[str, "question"]
+    skill_id: Annotated[str, "skill that was refused"]
+    author: Annotated[str, "who"]
+    made_at: Annotated[datetime, "when (UTC)"]
     retracted_by: Annotated[str | None, "event that took it back, or NULL while it stands"]
 
 
@@ -390,10 +406,11 @@ class Part:
 TABLES: dict[str, type] = {
     "task": Task, "question": Question, "rejected_row": RejectedRow, "meta_question": MetaQuestion,
     "meta_question_edit": MetaQuestionEdit, "embedding": Embedding, "map": Map, "map_point": MapPoint,
-    "cluster": Cluster, "skill": Skill, "label": Label, "suggestion": Suggestion, "labelling": Labelling,
-    "labelling_item": LabellingItem, "plan": Plan, "plan_entry": PlanEntry, "adapter": Adapter, "system": System,
-    "run": Run, "metric": Metric, "prediction": Prediction, "activation": Activation,
-    "token_activation": TokenActivation, "route": Route, "review": Review, "event": Event, "part": Part,
+    "cluster": Cluster, "skill": Skill, "label": Label, "rejection": Rejection, "suggestion": Suggestion,
+    "labelling": Labelling, "labelling_item": LabellingItem, "plan": Plan, "plan_entry": PlanEntry,
+    "adapter": Adapter, "system": System, "run": Run, "metric": Metric, "prediction": Prediction,
+    "activation": Activation, "token_activation": TokenActivation, "route": Route, "review": Review, "event": Event,
+    "part": Part,
 }  # fmt: skip
 
 RUN_TABLES = (

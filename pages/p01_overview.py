@@ -2,14 +2,14 @@
 
 import streamlit as st
 
+from metamoe_backend.store.acts import fetch_acts
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.maps import fetch_maps
 from metamoe_backend.store.reviews import fetch_review_feed
 from metamoe_backend.store.runs import fetch_pipeline_counts, fetch_runs
-from metamoe_backend.store.skills import fetch_events
 from pages.shared.i18n import _
 from pages.shared.layout import answer_line, page_header
-from pages.shared.overview_views import describe_cards, render_cards, render_events, render_review_line, render_runs
+from pages.shared.overview_views import describe_cards, render_acts, render_cards, render_review_line, render_runs
 from pages.shared.state import get_store, open_page, per_version
 
 
@@ -19,7 +19,7 @@ def load(store: Store) -> dict:
         "counts": fetch_pipeline_counts(store),
         "maps": fetch_maps(store),
         "runs": fetch_runs(store),
-        "events": fetch_events(store, 12),
+        "acts": fetch_acts(store, 12),
         "feed": fetch_review_feed(store),
     }
 
@@ -55,7 +55,7 @@ def render() -> None:
     with left:
         render_runs(found["runs"])
     with right:
-        render_events(get_store(), found["events"])
+        render_acts(found["acts"])
 
 
 render()

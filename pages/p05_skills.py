@@ -1,13 +1,16 @@
 """Skills: what skill does each question need?"""
 
+from collections.abc import Callable
+
 import pandas as pd
 import streamlit as st
 
+from metamoe_backend.store.connection import Store
 from pages.shared.i18n import _, ngettext
 from pages.shared.layout import answer_line, canvas_and_inspector, empty_state, page_header
 from pages.shared.skills_data import load_questions, load_skills, load_suggestions
 from pages.shared.skills_history import render_history, render_labellings
-from pages.shared.skills_queue import choose_queue, render_card, render_small_map
+from pages.shared.skills_queue import choose_turn, render_card, render_small_map
 from pages.shared.skills_suggestions import UNCERTAIN_BELOW, render_suggestions
 from pages.shared.skills_table import render_new_skill, render_skills_table
 from pages.shared.state import get_store
@@ -44,30 +47,32 @@ def render() -> None:
     render_answer(skills, suggestions)
     canvas, inspector = canvas_and_inspector()
     with canvas:
-        queue = choose_queue(store, questions)
-        question = questions.set_index("question_id", drop=False).loc[queue[0]] if queue else None
-        if question is None:
+        turn = choose_turn(store, questions)
+        if turn is None:
             st.success(_("Every question here has a label."), icon=":material/check_circle:")
         else:
             if skills.empty:
                 st.info(_("Create a skill first (above, right): it gets a key of its own."), icon=":material/keyboard:")
-            render_card(store, question, skills, len(queue))
+            render_card(store, turn, skills)
     with inspector:
-        if question is not None:
-            render_small_map(questions, question, skills)
+        if turn is not None:
+            render_small_map(questions, turn, skills)
+    render_tabs(store, skills, suggestions)
+
+
+def render_tabs(store: Store, skills: pd.DataFrame, suggestions: pd.DataFrame) -> None:
+    """Only the open one is computed: the page is drawn anew with every label."""
     names = [_("Skills"), _("Suggestions"), _("History"), _("Labellings")]
-    skill_tab, suggestion_tab, history_tab, labelling_tab = st.tabs(names)
-    with skill_tab:
-        if skills.empty:
-            st.info(_("There is no skill yet."), icon=":material/label_off:")
-        else:
-            render_skills_table(store, skills)
-    with suggestion_tab:
-        render_suggestions(store, suggestions, skills)
-    with history_tab:
-        render_history(store)
-    with labelling_tab:
-        render_labellings(store, suggestions)
+    draw: list[Callable[[], None]] = [
+        lambda: render_skills_table(store, skills),
+        lambda: render_suggestions(store, suggestions, skills),
+        lambda: render_history(store),
+        lambda: render_labellings(store, suggestions),
+    ]
+    for tab, render_tab in zip(st.tabs(names, key="skills_tabs", on_change="rerun"), draw, strict=True):
+        with tab:
+            if tab.open:
+                render_tab()
 
 
 render()

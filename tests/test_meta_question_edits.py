@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 
 from metamoe_backend.errors import ConflictError, NotFoundError, UserError
+from metamoe_backend.store.acts import undo
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.questions import edit_meta_question, fetch_meta_question_history, fetch_meta_questions
-from metamoe_backend.store.skills import undo
 from tests.conftest import insert_questions, insert_rows
 
 

@@ -13,8 +13,8 @@ from metamoe_backend.embed import hash_text
 from metamoe_backend.errors import ConfigError, ConflictError, NotFoundError
 from metamoe_backend.skills import labelling
 from metamoe_backend.skills.labelling import select_items
-from metamoe_backend.skills.suggest import compute, fit_predict, make_features, prepare, settle_votes
-from metamoe_backend.store.skills import create_skill, fetch_labellings, label_questions
+from metamoe_backend.skills.suggest import compute, fit_predict, make_features, prepare, rule_out, settle_votes
+from metamoe_backend.store.skills import create_skill, fetch_labellings, label_questions, reject_suggestions
 from tests.conftest import insert_questions, insert_rows
 from tests.fake_encoder import FakeEncoder
 from tests.recording import RecordingContext
@@ -132,6 +132,27 @@ def _labels(*rows: tuple[str, str, str]) -> pd.DataFrame:
     return frame.assign(skill=frame["skill_id"], event_id=[f"{number:04d}" for number in range(len(rows))])
 
 
+NONE = pd.DataFrame({"question_id": [], "skill_id": []})
+
+
+def test_what_was_refused_is_ruled_out():
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.2, 0.2, 0.6]])
+    refused = pd.DataFrame([("q1", "a"), ("q3", "a"), ("q3", "b"), ("q3", "c"), ("elsewhere", "a"), ("q2", "gone")])
+    refused.columns = ["question_id", "skill_id"]
+    allowed, possible = rule_out(np.array(["q1", "q2", "q3"]), probabilities, ["a", "b", "c"], refused)
+    assert np.allclose(allowed[:2], [[0, 2 / 3, 1 / 3], [0.5, 0.3, 0.2]])
+    assert possible.tolist() == [True, True, False]
+    untouched, _ = rule_out(np.array(["q1", "q2", "q3"]), probabilities, ["a", "b", "c"], NONE)
+    assert np.allclose(untouched, probabilities)
+
+
+def test_a_decision_outweighs_the_majority():
+    rows = (("q1", "a", "question"), ("q1", "b", "decided"), ("q1", "a", "question"))
+    assert settle_votes(_labels(*rows)).to_dict() == {"q1": "b"}
+    nothing = pd.DataFrame({"question_id": [], "skill": [], "probability": []})
+    assert select_items(_labels(*rows), nothing, 1.0)["skill"].tolist() == ["b"]
+
+
 def test_the_majority_decides_and_the_newest_between_equals():
     voted = settle_votes(
         _labels(
@@ -150,7 +171,7 @@ def test_every_unlabelled_question_gets_a_suggestion_with_its_runner_up(asked, t
     free = np.setdiff1d(np.arange(len(ids)), known)
     rows = [(ids[i], NAMES[classes[i]], "question") for i in known] + [(ids[free[0]], "sums", "accepted")]
     context = RecordingContext(tmp_path)
-    compute({"questions": questions, "labels": _labels(*rows)}, SuggestConfig(), context)
+    compute({"questions": questions, "labels": _labels(*rows), "rejections": NONE}, SuggestConfig(), context)
     found = context.rows("suggestion")
     assert set(found["question_id"]) == set(ids[free[1:]])
     assert (found["skill_id"] != found["runner_up"]).all()
@@ -168,7 +189,7 @@ def test_where_all_is_labelled_nothing_is_suggested(tmp_path):
     )
     labels = _labels(("a", "x", "file"), ("b", "y", "file"), ("c", "x", "file"))
     context = RecordingContext(tmp_path)
-    compute({"questions": questions, "labels": labels}, SuggestConfig(), context)
+    compute({"questions": questions, "labels": labels, "rejections": NONE}, SuggestConfig(), context)
     assert not context.emitted
     assert context.messages == ["Every question has a label; there is nothing to suggest."]
 
@@ -195,6 +216,8 @@ def test_what_is_missing_is_told_in_a_sentence(store):
     assert inputs["questions"].columns.tolist() == ["question_id", "text", "vector"]
     assert inputs["questions"]["text"].tolist() == [f"What is {n} plus {n}?" for n in range(4)]
     assert len(inputs["labels"]) == 3
+    reject_suggestions(store, {ids[3]: dates}, "ana")
+    assert prepare(store, SuggestConfig())["rejections"].to_numpy().tolist() == [[ids[3], dates]]
 
 
 def test_meta_questions_are_read_with_the_words_their_vectors_were_made_from(store):

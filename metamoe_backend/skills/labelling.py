@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def prepare(store: "Store", config: FreezeConfig) -> "Inputs":
-    """Standing labels (question_id, skill, author, event_id) and suggestions (question_id, skill, probability).
+    """Standing labels (question_id, skill, how, event_id) and suggestions (question_id, skill, probability).
 
     Raises `ConflictError` when the name is taken, `ConfigError` when nobody has labelled anything.
     """
@@ -27,7 +27,7 @@ def prepare(store: "Store", config: FreezeConfig) -> "Inputs":
     if labels.empty:
         raise ConfigError("Nothing is labelled yet; label some questions on the Skills page or with `label`.")
     suggestions = fetch_suggestions(store)[["question_id", "skill", "probability"]]
-    return {"labels": labels[["question_id", "skill", "author", "event_id"]], "suggestions": suggestions}
+    return {"labels": labels[["question_id", "skill", "how", "event_id"]], "suggestions": suggestions}
 
 
 def compute(inputs: "Inputs", config: FreezeConfig, context: "Context") -> None:
@@ -47,11 +47,13 @@ def compute(inputs: "Inputs", config: FreezeConfig, context: "Context") -> None:
 def select_items(labels: pd.DataFrame, suggestions: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """One row a question: question_id, skill, source, probability.
 
-    Where people disagree the newest label counts (event ids sort by time). A suggestion is taken in for a question
-    nobody labelled if its probability is at least `threshold`.
+    Where people disagree a decision counts, else the newest label (event ids sort by time). A suggestion is
+    taken in for a question nobody labelled if its probability is at least `threshold`.
     """
-    newest = labels.sort_values("event_id").drop_duplicates("question_id", keep="last")
-    by_people = newest[["question_id", "skill"]].assign(source="label", probability=1.0)
+    ordered = labels.assign(decided=labels["how"] == "decided").sort_values(["decided", "event_id"])
+    by_people = ordered.drop_duplicates("question_id", keep="last")[["question_id", "skill"]].assign(
+        source="label", probability=1.0
+    )
     is_free = ~suggestions["question_id"].isin(by_people["question_id"])
     sure = suggestions[is_free & (suggestions["probability"] >= threshold)]
     taken = sure[["question_id", "skill", "probability"]].assign(source="suggestion")

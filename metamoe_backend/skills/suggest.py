@@ -33,17 +33,19 @@ format of a data set rather than a skill."""
 
 
 def prepare(store: "Store", config: SuggestConfig) -> "Inputs":
-    """Questions (question_id, text, vector) and standing labels (question_id, skill_id, skill, how, event_id).
+    """Questions (question_id, text, vector), standing labels (question_id, skill_id, skill, how, event_id) and
+    rejections (question_id, skill_id): suggestions that people refused.
 
     Raises `NotFoundError` when something is not embedded yet, `ConfigError` when fewer than two skills have labels.
     """
-    from metamoe_backend.store.skills import fetch_labels
+    from metamoe_backend.store.skills import fetch_labels, fetch_rejections
 
     labels = fetch_labels(store)[["question_id", "skill_id", "skill", "how", "event_id"]]
+    rejections = fetch_rejections(store)[["question_id", "skill_id"]]
     _require_two_skills(labels)
     questions = fetch_embedded_questions(store, config.encoder, config.of)
     questions["text"] = questions["prompt"] if config.of == "question" else _find_meta_texts(store, questions)
-    return {"questions": questions[["question_id", "text", "vector"]], "labels": labels}
+    return {"questions": questions[["question_id", "text", "vector"]], "labels": labels, "rejections": rejections}
 
 
 def compute(inputs: "Inputs", config: SuggestConfig, context: "Context") -> None:
@@ -60,21 +62,44 @@ def compute(inputs: "Inputs", config: SuggestConfig, context: "Context") -> None
         context.log("Every question has a label; there is nothing to suggest.")
         context.progress(1, 1)
         return
-    context.emit(
-        "suggestion", _make_rows(questions["question_id"].to_numpy()[is_free], probabilities[is_free], classes)
-    )
+    ids = questions["question_id"].to_numpy()[is_free]
+    allowed, possible = rule_out(ids, probabilities[is_free], classes, inputs["rejections"])
+    context.emit("suggestion", _make_rows(ids[possible], allowed[possible], classes))
     context.progress(1, 1)
+
+
+def rule_out(
+    ids: np.ndarray, probabilities: np.ndarray, classes: list[str], rejections: pd.DataFrame
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities [n, classes] without what people refused, summing to 1 again; which questions [n] have any left.
+
+    rejections: question_id, skill_id.
+    """
+    rows = pd.Index(ids).get_indexer(rejections["question_id"])
+    columns = pd.Index(classes).get_indexer(rejections["skill_id"])
+    known = (rows >= 0) & (columns >= 0)
+    allowed = probabilities.copy()
+    allowed[rows[known], columns[known]] = 0.0
+    left = allowed.sum(axis=1)
+    return allowed / np.maximum(left, 1e-12)[:, None], left > 0
 
 
 def settle_votes(labels: pd.DataFrame) -> pd.Series:
     """One skill_id for each question that people labelled themselves (index question_id).
 
-    Where people disagree the majority decides, and the newest label between equals. Accepted suggestions are left out:
-    a model that learns from what it said itself only grows surer of it.
+    Where people disagree a decision counts, else the majority, and the newest label between equals. Accepted
+    suggestions are left out: a model that learns from what it said itself only grows surer of it.
     """
     own = labels[labels["how"] != "accepted"]
-    votes = own.groupby(["question_id", "skill_id"])["event_id"].agg(["size", "max"]).reset_index()
-    decisive = votes.sort_values(["question_id", "size", "max"]).drop_duplicates("question_id", keep="last")
+    own = own.assign(decided=own["how"] == "decided")
+    votes = own.groupby(["question_id", "skill_id"]).agg(
+        decided=("decided", "max"), size=("event_id", "size"), newest=("event_id", "max")
+    )
+    decisive = (
+        votes.reset_index()
+        .sort_values(["question_id", "decided", "size", "newest"])
+        .drop_duplicates("question_id", keep="last")
+    )
     return decisive.set_index("question_id")["skill_id"]
 
 

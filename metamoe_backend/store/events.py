@@ -32,6 +32,8 @@ class EventRecord:
 
 
 Apply = Callable[[duckdb.DuckDBPyConnection, EventRecord], None]
+Reverse = Callable[[duckdb.DuckDBPyConnection, EventRecord, str], None]
+"""Takes the act that is taken back (or done again) and the id of the undo that does it (or is itself taken back)."""
 _last_event_id = ""
 
 
@@ -57,6 +59,21 @@ def record(store: Store, kind: str, by: str, payload: dict[str, Any]) -> str:
         _apply(cursor, event)
         _append(store, event)
     return event.event_id
+
+
+def find_standing_undos(cursor: duckdb.DuckDBPyConnection) -> dict[str, str]:
+    """Acts that are taken back at present, with the undo that did it: {event_id: event_id of the undo}.
+
+    An undo that was itself taken back (a redo) no longer counts.
+    """
+    undos = cursor.execute(
+        "SELECT event_id, json_extract_string(payload, '$.event_id') FROM event WHERE kind = 'undo' ORDER BY event_id DESC"
+    )
+    undone: dict[str, str] = {}
+    for event_id, target in undos.fetchall():
+        if event_id not in undone:
+            undone[target] = event_id
+    return undone
 
 
 def replay_events(store: Store) -> int:
@@ -175,6 +192,23 @@ def _apply_skill_merged(cursor: duckdb.DuckDBPyConnection, event: EventRecord) -
     cursor.execute("UPDATE skill SET merged_into = ? WHERE skill_id = ? OR merged_into = ?", [into, skill_id, skill_id])
 
 
+def _apply_skill_split(cursor: duckdb.DuckDBPyConnection, event: EventRecord) -> None:
+    """Labels of a skill go over to a new one: they stay their authors', as when skills are merged."""
+    _require_skill(cursor, event.payload["from"])
+    _apply_skill_created(cursor, event)
+    _move_split_labels(cursor, event.payload)
+
+
+def _move_split_labels(cursor: duckdb.DuckDBPyConnection, payload: dict[str, Any], back: bool = False) -> None:
+    """`labels` of the payload: [event_id, question_id, skill_id before] of each label that went over."""
+    cursor.execute(
+        "UPDATE label SET skill_id = if(?, moved.before, ?) FROM (SELECT unnest(?::VARCHAR[]) AS event_id, "
+        "unnest(?::VARCHAR[]) AS question_id, unnest(?::VARCHAR[]) AS before) AS moved "
+        "WHERE label.event_id = moved.event_id AND label.question_id = moved.question_id",
+        [back, payload["skill_id"], *(list(part) for part in zip(*payload["labels"], strict=True))],
+    )
+
+
 # ---- labels -----------------------------------------------------------------------------------------------------
 
 
@@ -203,6 +237,48 @@ def _apply_unlabel(cursor: duckdb.DuckDBPyConnection, event: EventRecord) -> Non
     )
 
 
+def _apply_suggestions_accepted(cursor: duckdb.DuckDBPyConnection, event: EventRecord) -> None:
+    """`question_ids` get the `skill_ids` beside them."""
+    _require_suggested(event)
+    cursor.execute(
+        "INSERT INTO label SELECT ?, unnest(?::VARCHAR[]), unnest(?::VARCHAR[]), ?, ?, 'accepted', NULL",
+        [event.event_id, event.payload["question_ids"], event.payload["skill_ids"], event.by, event.at],
+    )
+
+
+def _apply_suggestions_rejected(cursor: duckdb.DuckDBPyConnection, event: EventRecord) -> None:
+    """`question_ids` do not need the `skill_ids` beside them."""
+    _require_suggested(event)
+    cursor.execute(
+        "INSERT INTO rejection SELECT ?, unnest(?::VARCHAR[]), unnest(?::VARCHAR[]), ?, ?, NULL",
+        [event.event_id, event.payload["question_ids"], event.payload["skill_ids"], event.by, event.at],
+    )
+
+
+def _require_suggested(event: EventRecord) -> None:
+    if not event.payload["question_ids"]:
+        raise UserError("No question with a suggestion is selected; select some first.")
+
+
+def _apply_labels_restored(cursor: duckdb.DuckDBPyConnection, event: EventRecord) -> None:
+    """`question_ids` get the `skill_ids` beside them again; all labels of the `cleared` questions are taken back."""
+    cursor.execute(
+        "INSERT INTO label SELECT ?, unnest(?::VARCHAR[]), unnest(?::VARCHAR[]), ?, ?, 'restored', NULL",
+        [event.event_id, event.payload["question_ids"], event.payload["skill_ids"], event.by, event.at],
+    )
+    _make_room_for_restored(cursor, event)
+
+
+def _make_room_for_restored(cursor: duckdb.DuckDBPyConnection, event: EventRecord) -> None:
+    """A decision would count above a restored label, so it goes, too."""
+    cursor.execute(
+        "UPDATE label SET retracted_by = $event WHERE retracted_by IS NULL AND event_id <> $event AND ("
+        "question_id IN (SELECT unnest($cleared::VARCHAR[])) OR "
+        "how = 'decided' AND question_id IN (SELECT unnest($labelled::VARCHAR[])))",
+        {"event": event.event_id, "cleared": event.payload["cleared"], "labelled": event.payload["question_ids"]},
+    )
+
+
 # ---- everything else people do ----------------------------------------------------------------------------------
 
 
@@ -224,11 +300,15 @@ def _apply_meta_question_edited(cursor: duckdb.DuckDBPyConnection, event: EventR
 
 def _apply_plan_saved(cursor: duckdb.DuckDBPyConnection, event: EventRecord) -> None:
     plan = event.payload["plan"]
-    cursor.execute("DELETE FROM plan WHERE plan = ?", [plan])
-    cursor.execute("DELETE FROM plan_entry WHERE plan = ?", [plan])
+    _remove_plan(cursor, plan)
     cursor.execute("INSERT INTO plan VALUES (?, ?, ?, ?)", [plan, event.payload["labelling"], event.by, event.at])
     for skill, expert in event.payload["entries"]:
         cursor.execute("INSERT INTO plan_entry VALUES (?, ?, ?)", [plan, skill, expert])
+
+
+def _remove_plan(cursor: duckdb.DuckDBPyConnection, plan: str) -> None:
+    cursor.execute("DELETE FROM plan WHERE plan = ?", [plan])
+    cursor.execute("DELETE FROM plan_entry WHERE plan = ?", [plan])
 
 
 def _apply_review(cursor: duckdb.DuckDBPyConnection, event: EventRecord) -> None:
@@ -249,63 +329,171 @@ def _apply_review(cursor: duckdb.DuckDBPyConnection, event: EventRecord) -> None
     )
 
 
-# ---- undo -------------------------------------------------------------------------------------------------------
+# ---- undo and redo ----------------------------------------------------------------------------------------------
 
 
 def _apply_undo(cursor: duckdb.DuckDBPyConnection, event: EventRecord) -> None:
-    """Take back an event. Undoing an undo is a redo."""
-    target = event.payload["event_id"]
-    row = cursor.execute("SELECT kind, payload FROM event WHERE event_id = ?", [target]).fetchone()
-    if row is None:
-        raise NotFoundError(f"There is no act {target!r} to take back.")
-    kind, payload = row[0], json.loads(row[1])
-    if kind == "undo":
-        _redo(cursor, payload["event_id"])
-    elif kind in UNDO:
-        UNDO[kind](cursor, target, payload, event.event_id)
-    else:
-        raise ConflictError(f"A {kind.replace('_', ' ')!r} act cannot be taken back; make the opposite change instead.")
-
-
-def _redo(cursor: duckdb.DuckDBPyConnection, event_id: str) -> None:
-    row = cursor.execute("SELECT event_id, made_at, author, kind, payload FROM event WHERE event_id = ?", [event_id])
-    first = row.fetchone()
-    if first is None:
-        raise NotFoundError(f"There is no act {event_id!r} to do again.")
-    again = EventRecord(first[0], first[1], first[2], first[3], json.loads(first[4]))
-    if again.kind == "label":
-        cursor.execute("UPDATE label SET retracted_by = NULL WHERE event_id = ?", [event_id])
+    """Take back an act. Taking back an undo does its act again."""
+    act = _find_event(cursor, event.payload["event_id"])
+    if act.kind != "undo":
+        if act.kind not in UNDO:
+            raise ConflictError(
+                f"A {act.kind.replace('_', ' ')!r} act cannot be taken back; make the opposite change instead."
+            )
+        UNDO[act.kind](cursor, act, event.event_id)
+        return
+    again = _find_event(cursor, act.payload["event_id"])
+    if again.kind == "undo":
+        raise ConflictError("What was done again is taken back by taking back the act itself.")
+    if again.kind in REDO:
+        REDO[again.kind](cursor, again, act.event_id)
     else:
         APPLY[again.kind](cursor, again)
 
 
-def _undo_label(cursor: duckdb.DuckDBPyConnection, target: str, _: dict[str, Any], undo_id: str) -> None:
-    cursor.execute("UPDATE label SET retracted_by = ? WHERE event_id = ? AND retracted_by IS NULL", [undo_id, target])
+def _find_event(cursor: duckdb.DuckDBPyConnection, event_id: str) -> EventRecord:
+    found = cursor.execute("SELECT event_id, made_at, author, kind, payload FROM event WHERE event_id = ?", [event_id])
+    row = found.fetchone()
+    if row is None:
+        raise NotFoundError(f"There is no act {event_id!r}; look at the history.")
+    return EventRecord(row[0], row[1], row[2], row[3], json.loads(row[4]))
 
 
-def _undo_unlabel(cursor: duckdb.DuckDBPyConnection, target: str, _: dict[str, Any], _undo_id: str) -> None:
-    cursor.execute("UPDATE label SET retracted_by = NULL WHERE retracted_by = ?", [target])
+def _undo_statements(table: str) -> Reverse:
+    """For acts that made rows of `table` (label or rejection): the rows are taken back."""
+
+    def undo(cursor: duckdb.DuckDBPyConnection, act: EventRecord, undo_id: str) -> None:
+        cursor.execute(
+            f"UPDATE {table} SET retracted_by = ? WHERE event_id = ? AND retracted_by IS NULL", [undo_id, act.event_id]
+        )
+
+    return undo
 
 
-def _undo_skill_renamed(cursor: duckdb.DuckDBPyConnection, _: str, payload: dict[str, Any], _undo_id: str) -> None:
-    _require_free_name(cursor, payload["before"], payload["skill_id"])
-    cursor.execute("UPDATE skill SET name = ? WHERE skill_id = ?", [payload["before"], payload["skill_id"]])
+def _redo_statements(table: str) -> Reverse:
+    """What the undo took back stands again; what was taken back otherwise does not."""
+
+    def redo(cursor: duckdb.DuckDBPyConnection, act: EventRecord, undo_id: str) -> None:
+        cursor.execute(
+            f"UPDATE {table} SET retracted_by = NULL WHERE event_id = ? AND retracted_by = ?", [act.event_id, undo_id]
+        )
+
+    return redo
 
 
-def _undo_skill_recoloured(cursor: duckdb.DuckDBPyConnection, _: str, payload: dict[str, Any], _undo_id: str) -> None:
-    cursor.execute("UPDATE skill SET colour = ? WHERE skill_id = ?", [payload["before"], payload["skill_id"]])
+def _let_labels_stand_again(cursor: duckdb.DuckDBPyConnection, retracted_by: str) -> None:
+    """Labels that `retracted_by` took back, but for those whose own act has been taken back since."""
+    undone = find_standing_undos(cursor)
+    acts = cursor.execute("SELECT DISTINCT event_id FROM label WHERE retracted_by = ?", [retracted_by]).fetchall()
+    for (act,) in acts:
+        cursor.execute(
+            "UPDATE label SET retracted_by = ? WHERE event_id = ? AND retracted_by = ?",
+            [undone.get(act), act, retracted_by],
+        )
 
 
-def _undo_skill_merged(cursor: duckdb.DuckDBPyConnection, _: str, payload: dict[str, Any], _undo_id: str) -> None:
-    for skill_id in [payload["skill_id"], *payload["along"]]:
-        back_to = None if skill_id == payload["skill_id"] else payload["skill_id"]
+def _undo_unlabel(cursor: duckdb.DuckDBPyConnection, act: EventRecord, _undo_id: str) -> None:
+    _let_labels_stand_again(cursor, act.event_id)
+
+
+def _undo_labels_restored(cursor: duckdb.DuckDBPyConnection, act: EventRecord, undo_id: str) -> None:
+    _let_labels_stand_again(cursor, act.event_id)
+    _undo_statements("label")(cursor, act, undo_id)
+
+
+def _redo_labels_restored(cursor: duckdb.DuckDBPyConnection, act: EventRecord, undo_id: str) -> None:
+    _redo_statements("label")(cursor, act, undo_id)
+    _make_room_for_restored(cursor, act)
+
+
+def _undo_skill_created(cursor: duckdb.DuckDBPyConnection, act: EventRecord, _undo_id: str) -> None:
+    skill_id, name = act.payload["skill_id"], act.payload["name"]
+    used = cursor.execute(
+        "SELECT 1 FROM label WHERE skill_id = $id AND retracted_by IS NULL UNION ALL "
+        "SELECT 1 FROM skill WHERE merged_into = $id OR (skill_id = $id AND merged_into IS NOT NULL)",
+        {"id": skill_id},
+    ).fetchone()
+    if used:
+        raise ConflictError(f"Skill {name!r} has labels or was merged; take those acts back first, or merge it.")
+    cursor.execute("DELETE FROM skill WHERE skill_id = ?", [skill_id])
+
+
+def _undo_skill_renamed(cursor: duckdb.DuckDBPyConnection, act: EventRecord, _undo_id: str) -> None:
+    _require_free_name(cursor, act.payload["before"], act.payload["skill_id"])
+    cursor.execute("UPDATE skill SET name = ? WHERE skill_id = ?", [act.payload["before"], act.payload["skill_id"]])
+
+
+def _undo_skill_recoloured(cursor: duckdb.DuckDBPyConnection, act: EventRecord, _undo_id: str) -> None:
+    cursor.execute("UPDATE skill SET colour = ? WHERE skill_id = ?", [act.payload["before"], act.payload["skill_id"]])
+
+
+def _undo_skill_merged(cursor: duckdb.DuckDBPyConnection, act: EventRecord, _undo_id: str) -> None:
+    for skill_id in [act.payload["skill_id"], *act.payload["along"]]:
+        back_to = None if skill_id == act.payload["skill_id"] else act.payload["skill_id"]
         cursor.execute("UPDATE skill SET merged_into = ? WHERE skill_id = ?", [back_to, skill_id])
 
 
-def _undo_meta_question_edited(
-    cursor: duckdb.DuckDBPyConnection, target: str, _: dict[str, Any], _undo_id: str
-) -> None:
-    cursor.execute("DELETE FROM meta_question_edit WHERE event_id = ?", [target])
+def _undo_skill_split(cursor: duckdb.DuckDBPyConnection, act: EventRecord, _undo_id: str) -> None:
+    """The labels go back; those that the new skill got since answer under the old one."""
+    new, old = act.payload["skill_id"], act.payload["from"]
+    if cursor.execute("SELECT 1 FROM skill WHERE merged_into = ?", [new]).fetchone():
+        raise ConflictError("Skills have been merged into it since; take that back first.")
+    _move_split_labels(cursor, act.payload, back=True)
+    cursor.execute(
+        "UPDATE skill SET merged_into = (SELECT coalesce(merged_into, skill_id) FROM skill WHERE skill_id = ?) "
+        "WHERE skill_id = ?",
+        [old, new],
+    )
+
+
+def _redo_skill_split(cursor: duckdb.DuckDBPyConnection, act: EventRecord, _undo_id: str) -> None:
+    _require_free_name(cursor, _require_skill(cursor, act.payload["skill_id"])[0], act.payload["skill_id"])
+    cursor.execute("UPDATE skill SET merged_into = NULL WHERE skill_id = ?", [act.payload["skill_id"]])
+    _move_split_labels(cursor, act.payload)
+
+
+def _undo_meta_question_edited(cursor: duckdb.DuckDBPyConnection, act: EventRecord, _undo_id: str) -> None:
+    cursor.execute("DELETE FROM meta_question_edit WHERE event_id = ?", [act.event_id])
+
+
+def _undo_review(cursor: duckdb.DuckDBPyConnection, act: EventRecord, _undo_id: str) -> None:
+    cursor.execute("DELETE FROM review WHERE event_id = ?", [act.event_id])
+
+
+def _undo_plan_saved(cursor: duckdb.DuckDBPyConnection, act: EventRecord, _undo_id: str) -> None:
+    """The plan becomes what its newest other save said, or goes."""
+    taken_back = {*find_standing_undos(cursor), act.event_id}
+    _settle_plan(cursor, act.payload["plan"], taken_back)
+
+
+def _redo_plan_saved(cursor: duckdb.DuckDBPyConnection, act: EventRecord, _undo_id: str) -> None:
+    taken_back = set(find_standing_undos(cursor)) - {act.event_id}
+    _settle_plan(cursor, act.payload["plan"], taken_back)
+
+
+def _settle_plan(cursor: duckdb.DuckDBPyConnection, plan: str, taken_back: set[str]) -> None:
+    saves = cursor.execute(
+        "SELECT event_id FROM event WHERE kind = 'plan_saved' AND json_extract_string(payload, '$.plan') = ? "
+        "ORDER BY event_id DESC",
+        [plan],
+    )
+    newest = next((event_id for (event_id,) in saves.fetchall() if event_id not in taken_back), None)
+    before = _describe_plan(cursor, plan)
+    if newest is None:
+        _remove_plan(cursor, plan)
+    else:
+        _apply_plan_saved(cursor, _find_event(cursor, newest))
+    trained = cursor.execute("SELECT adapter FROM adapter WHERE plan = ? LIMIT 1", [plan]).fetchone()
+    if trained and _describe_plan(cursor, plan) != before:
+        raise ConflictError(
+            f"Plan {plan!r} has trained {trained[0]!r} and is kept as it is; save a plan of a new name."
+        )
+
+
+def _describe_plan(cursor: duckdb.DuckDBPyConnection, plan: str) -> list[tuple[Any, ...]]:
+    return cursor.execute(
+        "SELECT labelling, skill, expert FROM plan JOIN plan_entry USING (plan) WHERE plan = ? ORDER BY ALL", [plan]
+    ).fetchall()
 
 
 APPLY: dict[str, Apply] = {
@@ -313,19 +501,41 @@ APPLY: dict[str, Apply] = {
     "skill_renamed": _apply_skill_renamed,
     "skill_recoloured": _apply_skill_recoloured,
     "skill_merged": _apply_skill_merged,
+    "skill_split": _apply_skill_split,
     "label": _apply_label,
     "unlabel": _apply_unlabel,
+    "suggestions_accepted": _apply_suggestions_accepted,
+    "suggestions_rejected": _apply_suggestions_rejected,
+    "labels_restored": _apply_labels_restored,
     "meta_question_edited": _apply_meta_question_edited,
     "plan_saved": _apply_plan_saved,
     "review": _apply_review,
     "undo": _apply_undo,
 }
 
-UNDO: dict[str, Callable[[duckdb.DuckDBPyConnection, str, dict[str, Any], str], None]] = {
-    "label": _undo_label,
-    "unlabel": _undo_unlabel,
+UNDO: dict[str, Reverse] = {
+    "skill_created": _undo_skill_created,
     "skill_renamed": _undo_skill_renamed,
     "skill_recoloured": _undo_skill_recoloured,
     "skill_merged": _undo_skill_merged,
+    "skill_split": _undo_skill_split,
+    "label": _undo_statements("label"),
+    "unlabel": _undo_unlabel,
+    "suggestions_accepted": _undo_statements("label"),
+    "suggestions_rejected": _undo_statements("rejection"),
+    "labels_restored": _undo_labels_restored,
     "meta_question_edited": _undo_meta_question_edited,
+    "plan_saved": _undo_plan_saved,
+    "review": _undo_review,
 }
+"""How an act of each kind is taken back."""
+
+REDO: dict[str, Reverse] = {
+    "skill_split": _redo_skill_split,
+    "label": _redo_statements("label"),
+    "suggestions_accepted": _redo_statements("label"),
+    "suggestions_rejected": _redo_statements("rejection"),
+    "labels_restored": _redo_labels_restored,
+    "plan_saved": _redo_plan_saved,
+}
+"""How an act is done again where that differs from doing it the first time."""

@@ -113,13 +113,50 @@ def m001_first_tables(cursor: duckdb.DuckDBPyConnection) -> None:
                 PARTITION BY system, question_id, regime, n_shot ORDER BY run_id DESC) = 1) AS prediction
             JOIN question USING (question_id);
     """)
+
+
+def m002_rejections_and_decisions(cursor: duckdb.DuckDBPyConnection) -> None:
+    """Refused suggestions are not offered again; a decision counts above everyone's labels."""
+    cursor.execute("""
+        CREATE TABLE rejection (event_id VARCHAR NOT NULL, question_id VARCHAR NOT NULL, skill_id VARCHAR NOT NULL,
+            author VARCHAR NOT NULL, made_at TIMESTAMP NOT NULL, retracted_by VARCHAR);
+        -- Refused suggestions that were not taken back; a merged skill answers under its new name.
+        CREATE VIEW standing_rejection AS
+            SELECT rejection.question_id, kept.skill_id, kept.name AS skill, rejection.author, rejection.made_at,
+                rejection.event_id
+            FROM rejection
+            JOIN skill AS given ON given.skill_id = rejection.skill_id
+            JOIN skill AS kept ON kept.skill_id = coalesce(given.merged_into, given.skill_id)
+            WHERE rejection.retracted_by IS NULL;
+        -- One skill per question: what a person decided, else the newest standing label of anyone.
+        CREATE OR REPLACE VIEW question_label AS
+            SELECT * FROM standing_label
+            QUALIFY row_number() OVER (PARTITION BY question_id ORDER BY how = 'decided' DESC, event_id DESC) = 1;
+        -- What the newest suggestion run proposes for questions nobody has labelled, and nobody has refused.
+        CREATE OR REPLACE VIEW current_suggestion AS
+            SELECT suggestion.question_id, kept.skill_id, kept.name AS skill, kept.colour, suggestion.probability,
+                suggestion.runner_up, suggestion.margin, suggestion.run_id
+            FROM suggestion
+            JOIN skill AS given ON given.skill_id = suggestion.skill_id
+            JOIN skill AS kept ON kept.skill_id = coalesce(given.merged_into, given.skill_id)
+            WHERE suggestion.run_id = (SELECT max(run_id) FROM suggestion)
+                AND suggestion.question_id NOT IN (SELECT question_id FROM question_label)
+                AND (suggestion.question_id, kept.skill_id) NOT IN (SELECT question_id, skill_id FROM standing_rejection);
+    """)
+
+
+def _describe_columns(cursor: duckdb.DuckDBPyConnection) -> None:
+    """Columns carry their meaning from rows.py as comments."""
     for table in TABLES:
         for column in columns(table):
             comment = column.description.replace("'", "''")
             cursor.execute(f'COMMENT ON COLUMN "{table}"."{column.name}" IS \'{comment}\'')
 
 
-MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (m001_first_tables,)
+MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (
+    m001_first_tables,
+    m002_rejections_and_decisions,
+)
 
 
 def migrate(cursor: duckdb.DuckDBPyConnection) -> None:
@@ -128,9 +165,8 @@ def migrate(cursor: duckdb.DuckDBPyConnection) -> None:
         "CREATE TABLE IF NOT EXISTS migration (name VARCHAR PRIMARY KEY, made_at TIMESTAMP DEFAULT current_timestamp)"
     )
     done = {name for (name,) in cursor.execute("SELECT name FROM migration").fetchall()}
-    for step in MIGRATIONS:
-        if step.__name__ in done:
-            continue
+    missing = [step for step in MIGRATIONS if step.__name__ not in done]
+    for step in missing:
         cursor.execute("BEGIN")
         try:
             step(cursor)
@@ -139,4 +175,6 @@ def migrate(cursor: duckdb.DuckDBPyConnection) -> None:
             cursor.execute("ROLLBACK")
             raise
         cursor.execute("COMMIT")
+    if missing:
+        _describe_columns(cursor)
         cursor.execute("CHECKPOINT")

@@ -8,8 +8,9 @@ from metamoe_backend.store.connection import Store
 VIEWS = {
     "current_meta_question": "The meta-question that counts: the newest build, corrected by the newest edit.",
     "standing_label": "Each person's newest label that was not taken back.",
-    "question_label": "One skill per question: the newest standing label of anyone.",
-    "current_suggestion": "What the newest suggestion run proposes for questions nobody has labelled.",
+    "standing_rejection": "Refused suggestions that were not taken back.",
+    "question_label": "One skill per question: what a person decided, else the newest standing label of anyone.",
+    "current_suggestion": "What the newest suggestion run proposes for questions nobody has labelled or refused.",
     "current_prediction": "The newest answer of each system to each question, with its task and split.",
 }
 

@@ -1,15 +1,15 @@
 """Skills, labels, suggestions and labellings: reads, and what people do to them."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
-from metamoe_backend.errors import ConflictError, NotFoundError
+from metamoe_backend.errors import ConfigError, ConflictError, NotFoundError
 from metamoe_backend.rows import How
 from metamoe_backend.skills.palette import next_colour
 from metamoe_backend.store.connection import Store
-from metamoe_backend.store.events import UNDO, make_event_id, record
+from metamoe_backend.store.events import make_event_id, record
 
 LONGEST_SKILL_NAME = 60
 """Characters."""
@@ -51,10 +51,15 @@ def fetch_suggestions(store: Store, question_ids: Sequence[str] | None = None) -
     )
 
 
+def fetch_rejections(store: Store) -> pd.DataFrame:
+    """Suggestions people refused, by question: question_id, skill_id, skill, author, made_at, event_id."""
+    return store.frame("SELECT * FROM standing_rejection ORDER BY event_id, question_id")
+
+
 def fetch_question_labels(store: Store) -> pd.DataFrame:
     """One skill a question: question_id, skill_id, skill, source (label or suggestion), probability.
 
-    A label of a person wins over any suggestion; the newest label wins among people.
+    A label of a person wins over any suggestion; among people a decision wins, then the newest label.
     """
     return store.frame("""
         SELECT question_id, skill_id, skill, 'label' AS source, 1.0 AS probability FROM question_label
@@ -62,22 +67,6 @@ def fetch_question_labels(store: Store) -> pd.DataFrame:
         SELECT question_id, skill_id, skill, 'suggestion', probability FROM current_suggestion
         ORDER BY question_id
     """)
-
-
-def fetch_label_history(store: Store, question_id: str) -> pd.DataFrame:
-    """All labels a question ever had, newest first: skill, author, made_at, how, taken_back."""
-    return store.frame(
-        "SELECT skill.name AS skill, label.author, label.made_at, label.how, label.retracted_by IS NOT NULL AS taken_back "
-        "FROM label JOIN skill USING (skill_id) WHERE question_id = ? ORDER BY label.event_id DESC",
-        [question_id],
-    )
-
-
-def fetch_events(store: Store, limit: int = 50) -> pd.DataFrame:
-    """The newest acts of people, newest first (rows.Event columns), with `undone` (taken back and not done again)."""
-    events = store.frame("SELECT * FROM event ORDER BY event_id DESC LIMIT ?", [limit])
-    undone = _undone_events(store)
-    return events.assign(undone=events["event_id"].isin(undone))
 
 
 def fetch_labellings(store: Store) -> pd.DataFrame:
@@ -90,12 +79,7 @@ def fetch_labelling_skills(store: Store, labelling: str) -> pd.DataFrame:
 
     Raises `NotFoundError` for an unknown name.
     """
-    if store.value("SELECT 1 FROM labelling WHERE labelling = ?", [labelling]) is None:
-        there = (
-            ", ".join(fetch_labellings(store)["labelling"])
-            or "none; freeze one on the Skills page or with `label --freeze`"
-        )
-        raise NotFoundError(f"Labelling {labelling!r} does not exist (there are: {there}).")
+    require_labelling(store, labelling)
     return store.frame(
         "SELECT skill, count(*) AS questions, count(*) FILTER (question.split = 'train') AS train, "
         "count(*) FILTER (item.source = 'label') AS labels, count(*) FILTER (item.source = 'suggestion') AS suggestions "
@@ -105,14 +89,23 @@ def fetch_labelling_skills(store: Store, labelling: str) -> pd.DataFrame:
     )
 
 
+def require_labelling(store: Store, labelling: str) -> None:
+    """Raise `NotFoundError` unless the labelling exists."""
+    if store.value("SELECT 1 FROM labelling WHERE labelling = ?", [labelling]) is None:
+        there = (
+            ", ".join(fetch_labellings(store)["labelling"])
+            or "none; freeze one on the Skills page or with `label --freeze`"
+        )
+        raise NotFoundError(f"Labelling {labelling!r} does not exist (there are: {there}).")
+
+
 # ---- what people do ---------------------------------------------------------------------------------------------
 
 
 def create_skill(store: Store, name: str, by: str, colour: str | None = None) -> str:
     """Create a skill and return its id; raises `ConflictError` when the name is taken."""
-    used = [row[0] for row in store.cursor().execute("SELECT colour FROM skill WHERE merged_into IS NULL").fetchall()]
-    skill_id = f"skill-{make_event_id()[-13:]}"
-    payload = {"skill_id": skill_id, "name": _clean_name(name), "colour": colour or next_colour(used)}
+    skill_id = _make_skill_id()
+    payload = {"skill_id": skill_id, "name": _clean_name(name), "colour": colour or next_colour(_used_colours(store))}
     record(store, "skill_created", by, payload)
     return skill_id
 
@@ -148,21 +141,78 @@ def merge_skills(store: Store, skill_id: str, into: str, by: str) -> str:
     return record(store, "skill_merged", by, {"skill_id": skill_id, "into": into, "along": along})
 
 
+def split_skill(store: Store, skill_id: str, name: str, question_ids: Sequence[str], by: str) -> str:
+    """Let a new skill take over everyone's standing labels of `skill_id` on these questions; returns the event id.
+
+    Raises `ConfigError` where that moves no label, or all of them (rename the skill then).
+    """
+    before = _require_skill_row(store, skill_id)["name"]
+    rows = store.cursor().execute(
+        "SELECT event_id, question_id, label.skill_id, question_id IN (SELECT unnest(?::VARCHAR[])) "
+        "FROM standing_label JOIN label USING (event_id, question_id) WHERE standing_label.skill_id = ?",
+        [list(question_ids), skill_id],
+    )
+    labels = rows.fetchall()
+    moved = [list(row[:3]) for row in labels if row[3]]
+    if not moved or len(moved) == len(labels):
+        raise ConfigError(
+            f"Splitting moves {len(moved)} of the {len(labels)} labels {before!r}; choose some of its questions, not all."
+        )
+    payload = {
+        "skill_id": _make_skill_id(), "name": _clean_name(name), "colour": next_colour(_used_colours(store)),
+        "from": skill_id, "question_ids": list(dict.fromkeys(row[1] for row in moved)), "labels": moved,
+    }  # fmt: skip
+    return record(store, "skill_split", by, payload)
+
+
+def accept_suggestions(store: Store, suggested: Mapping[str, str], by: str) -> str:
+    """Make labels of suggestions ({question_id: skill_id}), in one act; returns the event id."""
+    _require_questions(store, list(suggested))
+    return record(store, "suggestions_accepted", by, _describe_suggested(suggested))
+
+
+def reject_suggestions(store: Store, suggested: Mapping[str, str], by: str) -> str:
+    """State that these questions do not need the skills suggested ({question_id: skill_id}); returns the event id.
+
+    They are not suggested for them again, now or by a later run.
+    """
+    _require_questions(store, list(suggested))
+    return record(store, "suggestions_rejected", by, _describe_suggested(suggested))
+
+
+def _describe_suggested(suggested: Mapping[str, str]) -> dict[str, Any]:
+    """Payload of both: `skill_id` stands there, too, where it is the same for all."""
+    skill_ids = list(suggested.values())
+    same = {"skill_id": skill_ids[0]} if len(set(skill_ids)) == 1 else {}
+    return {**same, "question_ids": list(suggested), "skill_ids": skill_ids}
+
+
+def decide_label(store: Store, skill_id: str, question_id: str, by: str, why: str = "") -> str:
+    """End a disagreement: this label counts above everyone's until it is taken back; returns the event id."""
+    _require_questions(store, [question_id])
+    payload = {"skill_id": skill_id, "question_ids": [question_id], "how": "decided", "why": why.strip()}
+    return record(store, "label", by, payload)
+
+
 def label_questions(store: Store, skill_id: str, question_ids: Sequence[str], by: str, how: How) -> str:
     """State that these questions need this skill; returns the event id.
 
     Raises `NotFoundError` when a question does not exist: nothing is labelled then.
     """
     ids = list(dict.fromkeys(question_ids))
+    _require_questions(store, ids)
+    return record(store, "label", by, {"skill_id": skill_id, "question_ids": ids, "how": how})
+
+
+def _require_questions(store: Store, ids: Sequence[str]) -> None:
     unknown = store.frame(
         "SELECT id FROM (SELECT unnest($ids::VARCHAR[]) AS id) WHERE id NOT IN (SELECT question_id FROM question) LIMIT 1",
-        {"ids": ids},
+        {"ids": list(ids)},
     )
     if len(unknown):
         raise NotFoundError(
             f"Question {unknown['id'][0]!r} does not exist in workspace {store.workspace.name}; nothing was labelled."
         )
-    return record(store, "label", by, {"skill_id": skill_id, "question_ids": ids, "how": how})
 
 
 def unlabel_questions(store: Store, question_ids: Sequence[str], by: str) -> str:
@@ -170,87 +220,19 @@ def unlabel_questions(store: Store, question_ids: Sequence[str], by: str) -> str
     return record(store, "unlabel", by, {"question_ids": list(question_ids)})
 
 
-def undo(store: Store, event_id: str, by: str) -> str:
-    """Take back an act (or, given an undo, do it again); returns the event id of the undo."""
-    if event_id in _undone_events(store):
-        raise ConflictError("That act is taken back already; look at the history below.")
-    return record(store, "undo", by, {"event_id": event_id})
-
-
-def fetch_undoable(store: Store, by: str) -> dict[str, str] | None:
-    """This person's newest act that still stands and can be taken back: event_id, description; or None."""
-    undone = _undone_events(store)
-    rows = store.cursor().execute(
-        "SELECT event_id, kind, payload FROM event WHERE author = ? AND list_contains(?, kind) ORDER BY event_id DESC "
-        "LIMIT 200",
-        [by, list(UNDO)],
-    )
-    for event_id, kind, payload in rows.fetchall():
-        if event_id not in undone:
-            return {"event_id": event_id, "description": describe_event(store, kind, json.loads(payload))}
-    return None
-
-
-def fetch_redoable(store: Store, by: str) -> dict[str, str] | None:
-    """This person's newest undo that can be taken back (a redo): event_id, description; or None."""
-    undone = _undone_events(store)
-    rows = store.cursor().execute(
-        "SELECT undo.event_id, undo.kind, done.kind, done.payload FROM event AS undo "
-        "LEFT JOIN event AS done ON done.event_id = json_extract_string(undo.payload, '$.event_id') "
-        "WHERE undo.author = ? ORDER BY undo.event_id DESC LIMIT 50",
-        [by],
-    )
-    for event_id, kind, done_kind, payload in rows.fetchall():
-        if kind != "undo":
-            return None  # a new act closes the way forward, as in every editor
-        if event_id not in undone and done_kind != "undo":
-            return {"event_id": event_id, "description": describe_event(store, done_kind, json.loads(payload))}
-    return None
-
-
-def describe_event(store: Store, kind: str, payload: dict) -> str:
-    """What an act did, in a few plain words: "412 labels 'algebra'"."""
-    name = store.value("SELECT name FROM skill WHERE skill_id = ?", [payload.get("skill_id")]) or ""
-    n = len(payload.get("question_ids", []))
-    plural = "" if n == 1 else "s"
-    if kind == "label":
-        return f"{n} label{plural} '{name}'"
-    if kind == "unlabel":
-        return f"taking back {n} label{plural}"
-    if kind == "skill_merged":
-        into = store.value("SELECT name FROM skill WHERE skill_id = ?", [payload["into"]])
-        return f"merging '{name}' into '{into}'"
-    if kind == "skill_renamed":
-        return f"renaming '{payload['before']}' to '{payload['name']}'"
-    if kind == "skill_created":
-        return f"skill '{payload['name']}'"
-    if kind == "plan_saved":
-        return f"plan '{payload['plan']}'"
-    if kind == "review":
-        return f"{payload['verdict'] or 'comment'} on {payload['target_kind']} {payload['target']}"
-    return kind.replace("_", " ")
-
-
-def _undone_events(store: Store) -> set[str]:
-    """Events taken back: targets of undo events that were not themselves taken back."""
-    rows = store.cursor().execute(
-        "SELECT event_id, json_extract_string(payload, '$.event_id') FROM event WHERE kind = 'undo' ORDER BY event_id"
-    )
-    undone: set[str] = set()
-    undo_target: dict[str, str] = {}
-    for event_id, target in rows.fetchall():
-        undo_target[event_id] = target
-        undone.add(target)
-        if target in undo_target:
-            undone.discard(undo_target[target])
-    return undone
-
-
 def _require_skill_row(store: Store, skill_id: str) -> dict[str, str]:
     row = store.cursor().execute("SELECT name, colour FROM skill WHERE skill_id = ?", [skill_id]).fetchone()
     if row is None:
         raise NotFoundError(f"Skill {skill_id!r} does not exist; create it first.")
     return {"name": row[0], "colour": row[1]}
+
+
+def _make_skill_id() -> str:
+    return f"skill-{make_event_id()[-13:]}"
+
+
+def _used_colours(store: Store) -> list[str]:
+    return [row[0] for row in store.cursor().execute("SELECT colour FROM skill WHERE merged_into IS NULL").fetchall()]
 
 
 def _clean_name(name: str) -> str:

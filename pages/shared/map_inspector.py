@@ -7,8 +7,9 @@ import streamlit as st
 
 from metamoe_backend.errors import UserError
 from metamoe_backend.rows import How
+from metamoe_backend.store.acts import undo
 from metamoe_backend.store.connection import Store
-from metamoe_backend.store.skills import find_or_create_skill, label_questions, undo
+from metamoe_backend.store.skills import find_or_create_skill, label_questions
 from pages.shared.errors import guarded
 from pages.shared.i18n import _, ngettext
 from pages.shared.layout import confirm, plain, question_text

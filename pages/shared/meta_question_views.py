@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from metamoe_backend.store.acts import undo
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.questions import (
     edit_meta_question,
@@ -12,7 +13,6 @@ from metamoe_backend.store.questions import (
     fetch_meta_questions,
     fetch_questions,
 )
-from metamoe_backend.store.skills import undo
 from pages.shared.errors import guarded
 from pages.shared.i18n import _, ngettext
 from pages.shared.layout import confirm, plain, question_text

@@ -1,14 +1,14 @@
 """The parts of the Overview page."""
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
 import streamlit as st
 
-from metamoe_backend.store.connection import Store
-from metamoe_backend.store.skills import describe_event
+from metamoe_backend.store.acts import Act
+from pages.shared.act_words import act_text
 from pages.shared.i18n import _
 from pages.shared.layout import plain
 from pages.shared.state import open_page
@@ -94,14 +94,14 @@ def render_runs(runs: pd.DataFrame) -> None:
     )
 
 
-def render_events(store: Store, events: pd.DataFrame) -> None:
+def render_acts(acts: Sequence[Act]) -> None:
     st.subheader(_("What people did"), anchor=False)
-    if events.empty:
+    if not acts:
         st.caption(_("Nothing yet."))
         return
-    for row in events.head(8).itertuples():
-        text = plain(describe_event(store, row.kind, json.loads(row.payload)))
+    for act in acts[:8]:
+        text = plain(act_text(act), 90)
         st.markdown(
-            f"{plain(row.author)}: ~~{text}~~" if row.undone else f"{plain(row.author)}: {text}",
-            help=f"{row.made_at:%Y-%m-%d %H:%M} UTC",
+            f"{plain(act.by)}: ~~{text}~~" if act.undone_by else f"{plain(act.by)}: {text}",
+            help=f"{act.at:%Y-%m-%d %H:%M} UTC",
         )

@@ -4,12 +4,11 @@ import pandas as pd
 
 from metamoe_backend.config import DEFAULT_ENCODER
 from metamoe_backend.skills.queue import NOISE, find_labelled_neighbours, order_queue
+from metamoe_backend.store.acts import Act, fetch_acts, fetch_question_acts
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.maps import fetch_map_points, fetch_maps, fetch_vectors
 from metamoe_backend.store.questions import fetch_meta_questions, fetch_questions
 from metamoe_backend.store.skills import (
-    describe_event,
-    fetch_events,
     fetch_labellings,
     fetch_labels,
     fetch_question_labels,
@@ -30,13 +29,13 @@ def load_suggestions(store: Store) -> pd.DataFrame:
 
 
 @per_version
-def load_events(store: Store) -> pd.DataFrame:
-    """Events with what: the act in plain words."""
-    import json
+def load_acts(store: Store) -> list[Act]:
+    return fetch_acts(store, 200)
 
-    events = fetch_events(store, 100)
-    what = [describe_event(store, row.kind, json.loads(row.payload)) for row in events.itertuples()]
-    return events.assign(what=what)
+
+@per_version
+def load_question_acts(store: Store, question_id: str) -> list[Act]:
+    return fetch_question_acts(store, question_id)
 
 
 @per_version

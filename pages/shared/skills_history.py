@@ -1,18 +1,22 @@
 """What people did, and the labellings that were frozen from it."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 import streamlit as st
 
 from metamoe_backend.config import FreezeConfig
 from metamoe_backend.launch import run_now
+from metamoe_backend.store.acts import Act
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.events import UNDO
 from metamoe_backend.store.skills import fetch_labelling_skills
+from pages.shared.act_words import act_text, reason_text
 from pages.shared.errors import error_boundary, guarded
 from pages.shared.i18n import _
 from pages.shared.layout import confirm, plain
-from pages.shared.skills_data import load_events, load_labellings
-from pages.shared.skills_queue import render_undo_redo, undo_by_name
+from pages.shared.skills_acts import do_again, render_undo_redo, take_back
+from pages.shared.skills_data import load_acts, load_labellings
 from pages.shared.state import get_person, open_page, per_version
 from pages.shared.tables import show_table
 
@@ -23,32 +27,52 @@ def load_labelling_skills(store: Store, labelling: str) -> pd.DataFrame:
 
 
 def render_history(store: Store) -> None:
-    """The newest acts; what can be taken back is offered to be."""
+    """The newest acts of everyone; what can be taken back or done again is offered to be."""
     render_undo_redo(store, "history")
-    events = load_events(store)
-    if events.empty:
+    acts = load_acts(store)
+    if not acts:
         st.info(_("Nobody has done anything yet."), icon=":material/history:")
         return
-    when = st.column_config.DatetimeColumn(_("When (UTC)"), format="YYYY-MM-DD HH:mm:ss")
-    picked = show_table(
-        events[["made_at", "author", "what", "undone", "kind", "event_id"]],
-        "skills_history",
-        labels={"author": _("Who"), "what": _("What")},
-        formats={"made_at": when, "undone": st.column_config.CheckboxColumn(_("Taken back"))},
-        hide=("kind", "event_id"),
-        select="single-row",
-        height=330,
-    )
-    if picked.empty:
+    picked = show_acts(acts, "skills_history", select=True)
+    if picked is None:
         return
-    row = picked.iloc[0]
-    if row["kind"] in UNDO and not row["undone"]:
+    if picked.undone_by:
         st.button(
-            _("Take back {act}").format(act=plain(row["what"], 70)), key="skills_undo_picked", icon=":material/undo:",
-            on_click=guarded(undo_by_name), args=(row["event_id"], row["what"]),
+            _("Do again: {act}").format(act=plain(act_text(picked), 70)), key="skills_redo_picked",
+            icon=":material/redo:", on_click=guarded(do_again), args=(picked,),
+        )  # fmt: skip
+    elif picked.kind in UNDO:
+        st.button(
+            _("Take back {act}").format(act=plain(act_text(picked), 70)), key="skills_undo_picked",
+            icon=":material/undo:", on_click=guarded(take_back), args=(picked,),
         )  # fmt: skip
     else:
-        st.caption(_("This act is taken back already, or of a kind that cannot be."))
+        st.caption(_("An undo is taken back by doing its act again: pick that act."))
+
+
+def show_acts(acts: Sequence[Act], key: str, select: bool = False) -> Act | None:
+    """Acts as a table: who, when, what, why; returns the picked one."""
+    frame = pd.DataFrame(
+        {
+            "made_at": [act.at for act in acts],
+            "author": [act.by for act in acts],
+            "what": [act_text(act) for act in acts],
+            "why": [reason_text(act) for act in acts],
+            "undone": [act.undone_by is not None for act in acts],
+        }
+    )
+    picked = show_table(
+        frame,
+        key,
+        labels={"author": _("Who"), "what": _("What"), "why": _("How and why")},
+        formats={
+            "made_at": st.column_config.DatetimeColumn(_("When (UTC)"), format="YYYY-MM-DD HH:mm:ss"),
+            "undone": st.column_config.CheckboxColumn(_("Taken back"), width="small"),
+        },
+        select="single-row" if select else None,
+        height=45 + 36 * min(max(len(acts), 2), 8),
+    )
+    return None if picked.empty else acts[picked.index[0]]
 
 
 def render_labellings(store: Store, suggestions: pd.DataFrame) -> None:

@@ -1,73 +1,177 @@
-"""The queue card: one question after the other, labelled with a key."""
+"""The queue card: one question after the other, or many together, labelled with keys."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 import streamlit as st
 
-from metamoe_backend.figures.maps import make_map_figure, mark_point
-from metamoe_backend.skills.queue import order_queue
+from metamoe_backend.figures.maps import colour_by_group, highlight_points, make_map_figure, mark_point
+from metamoe_backend.rows import How
+from metamoe_backend.skills.queue import NOISE, order_queue
+from metamoe_backend.store.acts import undo
 from metamoe_backend.store.connection import Store
-from metamoe_backend.store.skills import fetch_redoable, fetch_undoable, label_questions, undo
+from metamoe_backend.store.skills import label_questions
 from pages.shared.charts import show_figure
 from pages.shared.errors import guarded
-from pages.shared.i18n import _
+from pages.shared.i18n import _, ngettext
 from pages.shared.layout import confirm, plain, question_text
+from pages.shared.map_data import cluster_names, load_clusters
 from pages.shared.skill_cells import as_chips, skill_chips
-from pages.shared.skills_data import load_meta_question, load_neighbours, load_queue
-from pages.shared.state import get_person, get_selection, get_store, per_version
+from pages.shared.skills_acts import render_undo_redo
+from pages.shared.skills_data import (
+    load_meta_question,
+    load_neighbours,
+    load_newest_map,
+    load_question_acts,
+    load_queue,
+)
+from pages.shared.skills_history import show_acts
+from pages.shared.skills_suggestions import accept, pair, reject
+from pages.shared.state import get_person, get_selection, get_store
 from pages.shared.tables import percent, show_table
 
 KEYS = 9
+SHOWN_TOGETHER = 200
 _SKIPPED = "skills_skipped"
 
 
-@per_version
-def load_undoable(store: Store, person: str) -> dict[str, str] | None:
-    return fetch_undoable(store, person)
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What the next key acts on."""
+
+    name: str
+    """Stands in the key of each button, so that a press always counts for the turn it was made on."""
+    questions: pd.DataFrame
+    """Rows of `load_questions`, one or many."""
+    how: How
+    waiting: int
+    """Turns that are left, this one included."""
 
 
-@per_version
-def load_redoable(store: Store, person: str) -> dict[str, str] | None:
-    return fetch_redoable(store, person)
-
-
-def choose_queue(store: Store, questions: pd.DataFrame) -> list[str]:
-    """Ids in the order in which they come up; of the selection only, where the person wants that. Skipped ones last."""
+def choose_turn(store: Store, questions: pd.DataFrame) -> Turn | None:
+    """Lets the person say whether the keys act on one question, on a cluster or on the selection; the turn to take."""
     selected = questions[questions["question_id"].isin(get_selection().questions)]
+    names = {"one": _("One question"), "cluster": _("A cluster at once")}
+    if len(selected):
+        names["selected"] = _("The {n} selected at once").format(n=f"{len(selected):,}")
+    if st.session_state.get("skills_mode") not in names:
+        st.session_state["skills_mode"] = "one"
+    mode = st.segmented_control(
+        _("The keys label"), list(names), format_func=names.get, key="skills_mode", required=True,
+        label_visibility="collapsed",
+    )  # fmt: skip
+    if mode == "selected":
+        return Turn("selected", selected, "lasso", 1)
+    if mode == "cluster":
+        return _choose_cluster(questions)
+    return _choose_question(store, questions, selected)
+
+
+def _choose_question(store: Store, questions: pd.DataFrame, selected: pd.DataFrame) -> Turn | None:
+    """In the order in which they help most; of the selection only, where the person wants that. Skipped ones last."""
     queue = load_queue(store)
     if len(selected) and st.toggle(
         _("Only the {n} selected questions").format(n=f"{len(selected):,}"), value=True, key="skills_only_selected"
     ):
         queue = order_queue(selected)
-    skipped = st.session_state.get(_SKIPPED, {})
-    return sorted(queue, key=lambda question_id: skipped.get(question_id, 0))
-
-
-def render_card(store: Store, question: pd.Series, skills: pd.DataFrame, waiting: int) -> None:
-    """The question with all that helps to decide, and the keys that decide."""
-    question_id = question["question_id"]
-    with st.container(border=True, key="skills_card"):
-        st.caption(
-            _("{task} · {split} · {waiting} questions wait for a label").format(
-                task=plain(question["task"]), split=plain(question["split"]), waiting=f"{waiting:,}"
-            )
-        )
-        question_text(question["prompt"], key=f"skills_{question_id}")
-        meta = load_meta_question(store, question_id, question["task"])
-        if meta:
-            st.caption(_("In general"))
-            st.text(meta, width="stretch")
-        suggested = _render_suggestion(question, skills)
-        _render_keys(question_id, skills, suggested)
-        _render_neighbours(store, question_id, skills)
-    render_undo_redo(store, "card")
-
-
-def _render_suggestion(question: pd.Series, skills: pd.DataFrame) -> pd.Series | None:
-    """Says what is suggested; returns the suggested skill's row."""
-    found = skills[skills["name"] == question["skill"]] if pd.notna(question["skill"]) else skills.iloc[:0]
-    if found.empty:
-        st.caption(_("No skill is suggested for it yet."))
+    if not queue:
         return None
+    skipped = st.session_state.get(_SKIPPED, {})
+    first = min(queue, key=lambda question_id: skipped.get(question_id, 0)) if skipped else queue[0]
+    return Turn(first, questions[questions["question_id"] == first], "question", len(queue))
+
+
+def _choose_cluster(questions: pd.DataFrame) -> Turn | None:
+    """Unlabelled questions of the cluster with the smallest labelled share; skipped ones last."""
+    clusters = questions[questions["cluster"] != NOISE].groupby("cluster")["labelled"].agg(["mean", "size"])
+    clusters = clusters[clusters["mean"] < 1]
+    if clusters.empty:
+        return None
+    skipped = st.session_state.get(_SKIPPED, {})
+    clusters["skipped"] = [skipped.get(f"cluster-{cluster}", 0) for cluster in clusters.index]
+    first = clusters.sort_values(["skipped", "mean", "size"], ascending=[True, True, False]).index[0]
+    members = questions[(questions["cluster"] == first) & ~questions["labelled"]]
+    return Turn(f"cluster-{first}", members, "cluster", len(clusters))
+
+
+def render_card(store: Store, turn: Turn, skills: pd.DataFrame) -> None:
+    """The question or questions with all that helps to decide, and the keys that decide."""
+    with st.container(border=True, key="skills_card"):
+        if turn.how == "question":
+            _render_question(store, turn, skills)
+        else:
+            _render_together(store, turn, skills)
+    render_undo_redo(store, "card", keys=True)
+
+
+def _render_question(store: Store, turn: Turn, skills: pd.DataFrame) -> None:
+    question = turn.questions.iloc[0]
+    question_id = question["question_id"]
+    st.caption(
+        _("{task} · {split} · {waiting} questions wait for a label").format(
+            task=plain(question["task"]), split=plain(question["split"]), waiting=f"{turn.waiting:,}"
+        )
+    )
+    question_text(question["prompt"], key=f"skills_{question_id}")
+    meta = load_meta_question(store, question_id, question["task"])
+    if meta:
+        st.caption(_("In general"))
+        st.text(meta, width="stretch")
+    _render_suggestion(question, skills)
+    _render_keys(turn, skills)
+    _render_neighbours(store, question_id, skills)
+    with st.expander(
+        _("History of this question"), icon=":material/history:", key="skills_past", on_change="rerun"
+    ) as past:
+        if past.open:
+            acts = load_question_acts(store, question_id)
+            if acts:
+                show_acts(acts, "skills_question_acts")
+            else:
+                st.caption(_("Nobody has touched it yet."))
+
+
+def _render_together(store: Store, turn: Turn, skills: pd.DataFrame) -> None:
+    rows, n = turn.questions, len(turn.questions)
+    if turn.how == "cluster":
+        newest = load_newest_map(store)
+        name = (
+            cluster_names(load_clusters(store, newest["map_id"])).get(int(rows["cluster"].iloc[0]), "")
+            if newest
+            else ""
+        )
+        text = ngettext(
+            "Cluster {name}: {n} question without a label", "Cluster {name}: {n} questions without a label", n
+        )
+        st.markdown("**" + text.format(name=plain(name), n=f"{n:,}") + "**")
+        st.caption(_("{n} clusters wait for labels").format(n=f"{turn.waiting:,}"))
+    else:
+        text = ngettext("{n} selected question", "{n} selected questions", n).format(n=f"{n:,}")
+        labelled = int(rows["labelled"].sum())
+        more = ngettext(", {n} of them labelled already", ", {n} of them labelled already", labelled)
+        st.markdown("**" + text + (more.format(n=f"{labelled:,}") if labelled else "") + "**")
+    ordered = rows.sort_values(["probability", "question_id"], na_position="first").head(SHOWN_TOGETHER)
+    show_table(
+        ordered.assign(chip=as_chips(ordered["skill"]))[["chip", "probability", "prompt"]],
+        "skills_together",
+        labels={"prompt": _("Question")},
+        formats={
+            "chip": skill_chips(skills, _("Label or suggestion")),
+            "probability": st.column_config.NumberColumn(_("Probability"), format="%.2f", width="small"),
+        },
+        height=45 + 36 * min(max(len(ordered), 2), 6),
+    )
+    if n > SHOWN_TOGETHER:
+        st.caption(_("The first {n} are shown.").format(n=SHOWN_TOGETHER))
+    _render_keys(turn, skills)
+
+
+def _render_suggestion(question: pd.Series, skills: pd.DataFrame) -> None:
+    """Says what is suggested, and how sure that is."""
+    if not (skills["name"] == question["skill"]).any():
+        st.caption(_("No skill is suggested for it yet."))
+        return
     runner_up = skills.loc[skills["skill_id"] == question["runner_up"], "name"]
     text = _("Suggestion: **{skill}** with {probability}").format(
         skill=plain(question["skill"]), probability=percent(question["probability"])
@@ -77,56 +181,89 @@ def _render_suggestion(question: pd.Series, skills: pd.DataFrame) -> pd.Series |
             other=plain(runner_up.iloc[0]), margin=f"{100 * question['margin']:.0f}"
         )
     st.markdown(text)
-    return found.iloc[0]
 
 
-def _render_keys(question_id: str, skills: pd.DataFrame, suggested: pd.Series | None) -> None:
-    """One button a skill, keys 1 to 9 in the order of the table; Enter accepts, Space skips.
-
-    The question stands in each key, so that a press always counts for the question it was made on.
-    """
+def _render_keys(turn: Turn, skills: pd.DataFrame) -> None:
+    """One button a skill, keys 1 to 9 in the order of the table; Enter accepts, Backspace refuses, Space skips."""
+    ids = turn.questions["question_id"].tolist()
     with st.container(horizontal=True, gap="small"):
         for number, skill in enumerate(skills.head(KEYS).itertuples(), start=1):
-            st.button(
+            _key(
                 plain(skill.name, 40),
-                key=f"skills_give_{number}_{question_id}",
-                shortcut=str(number),
-                on_click=guarded(label_one),
-                args=(question_id, skill.skill_id, skill.name, "question"),
+                f"give_{number}",
+                turn,
+                str(number),
+                label_all,
+                ids,
+                skill.skill_id,
+                skill.name,
+                turn.how,
             )
+    suggested = find_suggested(turn.questions, skills)
     with st.container(horizontal=True, gap="small"):
-        if suggested is not None:
-            st.button(
-                _("Accept {skill}").format(skill=plain(suggested["name"], 40)),
-                key=f"skills_accept_{question_id}",
-                type="primary",
-                shortcut="Enter",
-                on_click=guarded(label_one),
-                args=(question_id, suggested["skill_id"], suggested["name"], "accepted"),
-            )
-        st.button(_("Skip"), key=f"skills_skip_{question_id}", shortcut="Space", on_click=skip, args=(question_id,))
+        if suggested:
+            _key(_accept_text(turn, suggested), "accept", turn, "Enter", accept, suggested, primary=True)
+            _key(_reject_text(suggested), "reject", turn, "Backspace", _reject_and_go_on, suggested, turn.name)
+        _key(_("Skip"), "skip", turn, "Space", skip, turn.name)
         further = skills.iloc[KEYS:]
         if len(further):
             other = st.selectbox(
-                _("Another skill"), further["name"].tolist(), index=None, key=f"skills_other_{question_id}",
+                _("Another skill"), further["name"].tolist(), index=None, key=f"skills_other_{turn.name}",
                 placeholder=_("another skill"), label_visibility="collapsed", width=200,
             )  # fmt: skip
             if other:
                 skill_id = further.loc[further["name"] == other, "skill_id"].iloc[0]
-                label_one(question_id, skill_id, other, "question")
+                label_all(ids, skill_id, other, turn.how)
                 st.rerun()
 
 
-def label_one(question_id: str, skill_id: str, skill: str, how: str) -> None:
-    store, person = get_store(), get_person()
-    event = label_questions(store, skill_id, [question_id], person, how)
-    confirm(_("Labelled as '{skill}'").format(skill=plain(skill)), undo=lambda: undo(store, event, person))
+def _key(
+    label: str, what: str, turn: Turn, shortcut: str, act: Callable[..., None], *args: object, primary: bool = False
+) -> None:
+    st.button(
+        label, key=f"skills_{what}_{turn.name}", shortcut=shortcut, type="primary" if primary else "secondary",
+        on_click=guarded(act), args=args,
+    )  # fmt: skip
 
 
-def skip(question_id: str) -> None:
+def find_suggested(questions: pd.DataFrame, skills: pd.DataFrame) -> dict[str, str]:
+    """question_id to the skill_id suggested for it, of those that have a suggestion and no label."""
+    rows = questions[~questions["labelled"] & questions["skill"].notna()]
+    return pair(rows[["question_id", "skill"]].merge(skills[["skill_id", "name"]], left_on="skill", right_on="name"))
+
+
+def _accept_text(turn: Turn, suggested: Mapping[str, str]) -> str:
+    if turn.how == "question":
+        return _("Accept {skill}").format(skill=plain(turn.questions["skill"].iloc[0], 40))
+    n = len(suggested)
+    return ngettext("Accept {n} suggestion", "Accept {n} suggestions", n).format(n=f"{n:,}")
+
+
+def _reject_text(suggested: Mapping[str, str]) -> str:
+    n = len(suggested)
+    return (
+        _("Refuse it") if n == 1 else ngettext("Refuse {n} suggestion", "Refuse {n} suggestions", n).format(n=f"{n:,}")
+    )
+
+
+def _reject_and_go_on(suggested: Mapping[str, str], turn: str) -> None:
+    """Who refuses does not say what it is instead, so the question comes up again after all others."""
+    reject(suggested)
+    skip(turn)
+
+
+def label_all(question_ids: Sequence[str], skill_id: str, skill: str, how: How) -> None:
+    """Label these questions as one act of the person at the browser."""
+    store, person, n = get_store(), get_person(), len(question_ids)
+    event = label_questions(store, skill_id, question_ids, person, how)
+    text = ngettext("Labelled as '{skill}'", "{n} questions labelled as '{skill}'", n)
+    confirm(text.format(skill=plain(skill), n=f"{n:,}"), undo=lambda: undo(store, event, person))
+
+
+def skip(turn: str) -> None:
     """Comes up again after all others; of several, the one skipped longest ago first."""
     skipped = st.session_state.setdefault(_SKIPPED, {})
-    skipped[question_id] = max(skipped.values(), default=0) + 1
+    skipped[turn] = max(skipped.values(), default=0) + 1
 
 
 def _render_neighbours(store: Store, question_id: str, skills: pd.DataFrame) -> None:
@@ -145,43 +282,24 @@ def _render_neighbours(store: Store, question_id: str, skills: pd.DataFrame) -> 
     )
 
 
-def render_undo_redo(store: Store, place: str) -> None:
-    """My newest act, by name, to take back; and the one taken back, to do again."""
-    person = get_person()
-    back, again = load_undoable(store, person), load_redoable(store, person)
-    with st.container(horizontal=True, gap="small"):
-        if back:
-            text = _("Take back {act}").format(act=plain(back["description"], 70))
-            st.button(
-                text, key=f"skills_undo_{place}", icon=":material/undo:", type="tertiary",
-                on_click=guarded(undo_by_name), args=(back["event_id"], back["description"]),
-            )  # fmt: skip
-        if again:
-            text = _("Do again: {act}").format(act=plain(again["description"], 70))
-            st.button(
-                text, key=f"skills_redo_{place}", icon=":material/redo:", type="tertiary",
-                on_click=guarded(undo), args=(store, again["event_id"], person),
-            )  # fmt: skip
-
-
-def undo_by_name(event_id: str, description: str) -> None:
-    undo(get_store(), event_id, get_person())
-    confirm(_("Taken back: {act}").format(act=plain(description)))
-
-
-def render_small_map(questions: pd.DataFrame, question: pd.Series, skills: pd.DataFrame) -> None:
-    """Where the card's question lies among the others."""
+def render_small_map(questions: pd.DataFrame, turn: Turn, skills: pd.DataFrame) -> None:
+    """Where the card's questions lie among the others."""
     placed = questions[questions["x"].notna()].sort_values("labelled", kind="stable")  # labels lie on top
     if placed.empty:
         st.info(_("No map is drawn yet: the queue does not know which questions are alike."), icon=":material/map:")
         return
     group = placed["skill"].where(placed["labelled"]).fillna(_("unlabelled"))
     colours = dict(zip(skills["name"], skills["colour"], strict=True))
-    figure = make_map_figure(placed, group, colours, point_size=4, height=380, dragmode="pan")
-    if pd.notna(question["x"]):
-        mark_point(figure, question["x"], question["y"])
+    figure = make_map_figure(placed, colour_by_group(group, colours), point_size=4, height=380, dragmode="pan")
+    at = turn.questions[turn.questions["x"].notna()]
+    if turn.how != "question":
+        highlight_points(figure, placed["question_id"].isin(at["question_id"]).to_numpy().nonzero()[0].tolist())
+        said = _("Labels of people only. The questions on the card stand out.")
+    elif at.empty:
+        said = _("Labels of people only. The question on the card is not on the newest map.")
+    else:
+        mark_point(figure, at["x"].iloc[0], at["y"].iloc[0])
+        said = _("Labels of people only. The ring marks the question on the card.")
     alt = _("Map of the questions with their labels; a ring marks the question on the card.")
     show_figure(figure, key="skills_map", alt=alt)
-    st.caption(_("Labels of people only. The ring marks the question on the card.") if pd.notna(question["x"]) else (
-        _("Labels of people only. The question on the card is not on the newest map.")
-    ))  # fmt: skip
+    st.caption(said)

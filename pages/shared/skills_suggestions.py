@@ -1,6 +1,6 @@
 """Suggestions: making them, looking at them, accepting them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pandas as pd
 import streamlit as st
@@ -8,8 +8,9 @@ import streamlit as st
 from metamoe_backend.config import DEFAULT_ENCODER, SuggestConfig
 from metamoe_backend.figures.skills import make_probability_figure
 from metamoe_backend.launch import run_now
+from metamoe_backend.store.acts import undo
 from metamoe_backend.store.connection import Store
-from metamoe_backend.store.skills import label_questions, undo
+from metamoe_backend.store.skills import accept_suggestions, reject_suggestions
 from pages.shared.charts import show_figure
 from pages.shared.errors import error_boundary, guarded
 from pages.shared.i18n import _, ngettext
@@ -75,7 +76,7 @@ def _render_threshold(suggestions: pd.DataFrame) -> None:
     st.button(
         ngettext("Accept {n} suggestion", "Accept all {n} suggestions", n).format(n=f"{n:,}"),
         key="skills_accept_all", type="primary", disabled=n == 0, on_click=guarded(accept),
-        args=(group_by_skill(above),),
+        args=(pair(above),),
     )  # fmt: skip
     st.caption(
         _("Of {n} suggestions. Accepting makes them labels of yours; it can be taken back.").format(
@@ -128,23 +129,30 @@ def _render_table(suggestions: pd.DataFrame, skills: pd.DataFrame) -> None:
         question_text(picked["prompt"].iloc[0], key=f"skills_suggested_{picked['question_id'].iloc[0]}")
     st.button(
         ngettext("Accept the {n} picked", "Accept the {n} picked", n).format(n=n) if n else _("Accept the picked ones"),
-        key="skills_accept_picked", disabled=n == 0, on_click=guarded(accept), args=(group_by_skill(picked),),
+        key="skills_accept_picked", disabled=n == 0, on_click=guarded(accept), args=(pair(picked),),
+    )  # fmt: skip
+    st.button(
+        ngettext("Refuse the {n} picked", "Refuse the {n} picked", n).format(n=n) if n else _("Refuse the picked ones"),
+        key="skills_reject_picked", disabled=n == 0, on_click=guarded(reject), args=(pair(picked),),
     )  # fmt: skip
 
 
-def group_by_skill(rows: pd.DataFrame) -> dict[str, list[str]]:
-    """skill_id to question ids."""
-    return {str(skill_id): group["question_id"].tolist() for skill_id, group in rows.groupby("skill_id")}
+def pair(rows: pd.DataFrame) -> dict[str, str]:
+    """question_id to the skill_id suggested for it; rows: question_id, skill_id."""
+    return dict(zip(rows["question_id"], rows["skill_id"], strict=True))
 
 
-def accept(by_skill: Mapping[str, Sequence[str]]) -> None:
-    """One act a skill; the undo takes all of them back."""
-    store, person = get_store(), get_person()
-    events = [label_questions(store, skill_id, ids, person, "accepted") for skill_id, ids in by_skill.items()]
-    n = sum(len(ids) for ids in by_skill.values())
+def accept(suggested: Mapping[str, str]) -> None:
+    """One act, however many there are."""
+    store, person, n = get_store(), get_person(), len(suggested)
+    event = accept_suggestions(store, suggested, person)
+    text = ngettext("Accepted {n} suggestion", "Accepted {n} suggestions", n).format(n=f"{n:,}")
+    confirm(text, undo=lambda: undo(store, event, person))
 
-    def take_back() -> None:
-        for event in reversed(events):
-            undo(store, event, person)
 
-    confirm(ngettext("Accepted {n} suggestion", "Accepted {n} suggestions", n).format(n=f"{n:,}"), undo=take_back)
+def reject(suggested: Mapping[str, str]) -> None:
+    """One act: these skills are not suggested for these questions again."""
+    store, person, n = get_store(), get_person(), len(suggested)
+    event = reject_suggestions(store, suggested, person)
+    text = ngettext("Refused {n} suggestion", "Refused {n} suggestions", n).format(n=f"{n:,}")
+    confirm(text, undo=lambda: undo(store, event, person))

@@ -4,8 +4,9 @@ import pandas as pd
 import streamlit as st
 
 from metamoe_backend.skills.palette import next_colour
+from metamoe_backend.store.acts import undo
 from metamoe_backend.store.connection import Store
-from metamoe_backend.store.skills import create_skill, merge_skills, recolour_skill, rename_skill, undo
+from metamoe_backend.store.skills import create_skill, merge_skills, recolour_skill, rename_skill
 from pages.shared.errors import guarded
 from pages.shared.i18n import _
 from pages.shared.layout import confirm, plain
@@ -41,6 +42,9 @@ def _create(colour_key: str) -> None:
 
 def render_skills_table(store: Store, skills: pd.DataFrame) -> None:
     """All skills with their key; the picked one can be changed."""
+    if skills.empty:
+        st.info(_("There is no skill yet."), icon=":material/label_off:")
+        return
     plan, experts = load_experts(store)
     shown = pd.DataFrame(
         {
