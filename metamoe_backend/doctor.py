@@ -93,9 +93,10 @@ def _examine_sandbox() -> Finding:
 def _examine_hub() -> Finding:
     """Being without a hub is no fault: the packaged models work without one."""
     import httpx
+    from huggingface_hub import constants
 
     try:
-        status = httpx.head("https://huggingface.co", timeout=3.0, follow_redirects=True).status_code
+        status = httpx.head(constants.ENDPOINT, timeout=3.0, follow_redirects=True).status_code
     except httpx.HTTPError as error:
         return Finding("model hub", True, f"not reachable ({type(error).__name__}); packaged models are used")
     return Finding("model hub", True, f"reachable (status {status})")

@@ -15,6 +15,7 @@ import pandas as pd
 
 from metamoe_backend.config import EmbedConfig
 from metamoe_backend.errors import InputError, NotFoundError, UnavailableError
+from metamoe_backend.hub import find_model_folder
 from metamoe_backend.rows import Of
 
 if TYPE_CHECKING:
@@ -115,27 +116,10 @@ def _load_e5() -> Encoder:
 
 
 def _load_folder_or_hub(name: str) -> Encoder:
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        folder = _download(name)
+    remedy = f"use a packaged encoder: {PACKAGED}"
+    folder = find_model_folder(name, _HUB_FILES, f"The encoder {name!r}", remedy, subfolders=True)
     _check_folder(folder, name)
     return _SentenceTransformerEncoder(name, folder)
-
-
-def _download(name: str) -> Path:
-    """Folder of a hub model; raises `UnavailableError`."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except HFValidationError:
-        reason = "is neither a folder here nor a valid hub id"
-    except HfHubHTTPError as error:
-        reason = f"is not given out by the hub ({(str(error).splitlines() or [''])[0][:120]})"
-    except OSError:  # also what the hub client raises when it is offline and has no copy
-        reason = "is no folder here, and the model hub cannot be reached"
-    raise UnavailableError(f"The encoder {name!r} {reason}; use a packaged encoder: {PACKAGED}.")
 
 
 def _check_folder(folder: Path, name: str) -> None:

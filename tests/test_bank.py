@@ -1,15 +1,15 @@
 """The bank: what may be imported, how it is published, and how alike adapters are."""
 
 import json
+import shutil
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import pandas as pd
 import pytest
 
 from metamoe_backend.config import ImportAdapterConfig
-from metamoe_backend.errors import InputError, UnavailableError
+from metamoe_backend.errors import InputError
 from metamoe_backend.experts import bank
 from metamoe_backend.models.adapters import read_adapter
 from tests.recording import RecordingContext
@@ -73,9 +73,9 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path, base_folder: Path
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
-        ("no/such/folder/here", "neither a folder nor a hub id"),
-        ("/nowhere/at/all", "neither a folder nor a hub id"),
-        ("file.safetensors", "is a file"),
+        ("no/such/folder/here", "neither a folder here nor a hub id"),
+        ("/nowhere/at/all", "neither a folder here nor a hub id"),
+        ("file.safetensors", "is a file, not a folder; name a local PEFT folder"),
     ],
 )
 def test_a_source_that_is_nothing(
@@ -87,29 +87,11 @@ def test_a_source_that_is_nothing(
         bring_in(tmp_path, base_folder, source)
 
 
-def test_an_unreachable_hub_is_a_sentence(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: object, **__: object) -> str:
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(UnavailableError, match=r"'someone/lora' cannot be fetched from the hub .*local PEFT folder"):
-        bring_in(tmp_path, base_folder, "someone/lora")
-
-
-def test_a_hub_adapter_is_fetched_without_anything_that_could_run(
-    tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = make_tiny_adapter(tmp_path / "snapshot", base_folder)
-    asked = {}
-
-    def download(repo: str, allow_patterns: list[str]) -> str:
-        asked.update(repo=repo, patterns=allow_patterns)
-        return str(source)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    bring_in(tmp_path, base_folder, "someone/lora")
-    assert asked == {"repo": "someone/lora", "patterns": ["adapter_config.json", "adapter_model.safetensors"]}
-    assert (tmp_path / "adapters" / "guest").is_dir()
+def test_an_import_reads_no_weights_of_the_base_model(tmp_path: Path, base_folder: Path) -> None:
+    base = Path(shutil.copytree(base_folder, tmp_path / "base"))
+    (base / "model.safetensors").unlink()
+    source = make_tiny_adapter(tmp_path / "source", base)
+    assert bring_in(tmp_path, base, str(source)).rows("adapter")["adapter"].tolist() == ["guest"]
 
 
 def test_nothing_half_written_is_ever_seen(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from metamoe_backend.errors import ConfigError, InputError, UnavailableError
 from metamoe_backend.models import base as base_models
-from metamoe_backend.models.base import find_device, hash_file, load_base
+from metamoe_backend.models.base import find_device, hash_file, load_base, load_outline
 from metamoe_backend.workspace import cache_folder
 from tests.tiny_models import make_tiny_base
 
@@ -113,15 +113,15 @@ def test_a_folder_without_config_and_a_missing_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"has no config\.json"):
         load_base(str(tmp_path / "empty"), "cpu")
-    with pytest.raises(InputError, match="does not exist; name a folder, a hub id or smollm2-135m"):
+    with pytest.raises(InputError, match="neither a folder here nor a hub id .* base model smollm2-135m or a local"):
         load_base(str(tmp_path / "nowhere"), "cpu")
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="neither a folder here nor a hub id"):
         load_base("a/b/c", "cpu")
 
 
 def test_without_a_hub_the_packaged_model_is_named(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UnavailableError, match=r"hub cannot be reached .*use the packaged base model smollm2-135m"):
+    with pytest.raises(UnavailableError, match=r"hub cannot be reached .*; use the packaged base model smollm2-135m"):
         load_base("someone/some-model", "cpu")
 
 
@@ -145,6 +145,20 @@ def test_devices(monkeypatch):
     assert find_device("auto").type == "cuda"
     with pytest.raises(UnavailableError, match=r"has 2 CUDA devices \(cuda:0 to cuda:1\)"):
         find_device("cuda:2")
+
+
+def test_an_outline_has_the_modules_and_shapes_and_no_weights(folder):
+    (folder / "model.safetensors").unlink()
+    outline, real = load_outline(str(folder)), load_base(str(make_tiny_base(folder.parent / "real")), "cpu").model
+    assert all(parameter.is_meta for parameter in outline.parameters())
+    shapes = {name: (type(module), getattr(module, "in_features", 0)) for name, module in outline.named_modules()}
+    assert shapes == {name: (type(module), getattr(module, "in_features", 0)) for name, module in real.named_modules()}
+
+
+def test_an_outline_of_impossible_settings_is_refused(folder):
+    edit_config(folder, hidden_act="no-such-function")
+    with pytest.raises(InputError, match=r"cannot be loaded \(.*check or replace it"):
+        load_outline(str(folder))
 
 
 def test_an_unknown_precision_is_refused(folder):

@@ -106,7 +106,7 @@ def test_a_fake_encoder_can_take_the_place_of_any(monkeypatch):
 
 
 def test_a_name_that_is_neither_a_folder_nor_a_hub_id_is_told():
-    with pytest.raises(UnavailableError, match=r"neither a folder here nor a valid hub id.*minilm.*e5"):
+    with pytest.raises(InputError, match=r"neither a folder here nor a hub id.*minilm.*e5"):
         load_encoder("/no/such/folder")
 
 
@@ -114,7 +114,7 @@ def test_an_unreachable_hub_names_the_packaged_encoders(monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UnavailableError, match=r"hub cannot be reached; use a packaged encoder: minilm.*e5"):
+    with pytest.raises(UnavailableError, match=r"hub cannot be reached .*; use a packaged encoder: minilm.*e5"):
         load_encoder("someone/no-such-encoder-at-all")
 
 

