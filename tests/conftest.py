@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+import hypothesis
 import pandas as pd
 import pytest
 
@@ -13,6 +14,10 @@ from metamoe_backend.jobs.run_folder import create_run
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.ingestion import ingest_run
 from metamoe_backend.workspace import Workspace
+
+# A busy machine is no failure.
+hypothesis.settings.register_profile("metamoe", deadline=None)
+hypothesis.settings.load_profile("metamoe")
 
 
 @pytest.fixture

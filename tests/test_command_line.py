@@ -82,6 +82,7 @@ CASES: list[tuple[str, StageConfig, str]] = [
     ("embed", EmbedConfig(encoder="e5", of="meta-question"), "embed --encoder e5 --of meta-question"),
     ("cluster", ClusterConfig(neighbours=30, min_dist=0.0), "cluster --neighbours 30 --set min_dist=0.0"),
     ("suggest", SuggestConfig(seed=3), "suggest --seed 3"),
+    ("suggest", SuggestConfig(of="meta-question", method="llm"), "suggest --of meta-question --method llm"),
     ("freeze", FreezeConfig(labelling="v1"), "freeze v1 --threshold 1.01"),
     (
         "import",
@@ -171,7 +172,7 @@ mixtures = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(trainings | mixtures)
 @pytest.mark.usefixtures("verbs_that_only_ask")
 def test_any_training_asks_for_the_same(config: StageConfig) -> None:

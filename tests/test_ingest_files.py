@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from metamoe_backend.errors import InputError
@@ -201,7 +201,6 @@ def test_tsv_takes_quotes_as_they_are_and_written_line_breaks_as_breaks(tmp_path
     assert bad[0].line == 2
 
 
-@settings(deadline=None)
 @given(content=st.binary(max_size=300), suffix=st.sampled_from(["jsonl", "json", "csv", "tsv", "parquet"]))
 def test_any_bytes_give_records_rejected_rows_or_one_sentence(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, suffix: str
@@ -218,7 +217,6 @@ def test_any_bytes_give_records_rejected_rows_or_one_sentence(
 cells = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1).filter(str.strip)
 
 
-@settings(deadline=None)
 @given(rows=st.lists(st.fixed_dictionaries({"question": cells, "answer": cells}), min_size=1, max_size=5))
 def test_what_pandas_and_json_write_comes_back(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]]

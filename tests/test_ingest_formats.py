@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from metamoe_backend.errors import ConfigError, InputError
@@ -277,7 +277,6 @@ SHAPES = [
 ]  # fmt: skip
 
 
-@settings(deadline=None)
 @given(data=st.data(), shape=st.sampled_from(SHAPES))
 def test_whatever_stands_in_the_cells_a_row_is_read_or_rejected(data: st.DataObject, shape: dict[str, Any]) -> None:
     row = {name: data.draw(anything) for name in shape if data.draw(st.booleans())}

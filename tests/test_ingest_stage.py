@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -222,7 +222,6 @@ def test_names_that_lead_out_of_a_folder_are_refused() -> None:
         make_task_name(IngestConfig(source="...jsonl"))
 
 
-@settings(deadline=None)
 @given(source=st.text(max_size=100) | st.builds("{}{}".format, st.sampled_from(["hub:", "reasoning_gym:"]), st.text()))
 def test_every_default_name_is_a_valid_one(source: str) -> None:
     try:

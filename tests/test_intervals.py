@@ -42,7 +42,7 @@ def test_a_surer_interval_is_wider(count):
     assert narrow[1] <= wide[1]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(pairs)
 def test_the_difference_lies_in_its_interval_and_turns_round_with_the_order(drawn):
     forth = compute_paired_difference(drawn[:, 0], drawn[:, 1])
@@ -75,7 +75,6 @@ def test_no_pairs_no_difference():
     assert np.isnan(found.difference)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 500), st.integers(0, 500))
 def test_mcnemar_is_symmetric_and_a_probability(first, second):
     p = compute_mcnemar_p(first, second)
@@ -89,7 +88,6 @@ def test_mcnemar_counts_coin_tosses():
     assert compute_mcnemar_p(6, 1) == pytest.approx(2 * (1 + 7) / 2**7)
 
 
-@settings(deadline=None)
 @given(pairs)
 def test_a_pair_adds_up(drawn):
     found = compare_pair(drawn[:, 0], drawn[:, 1])

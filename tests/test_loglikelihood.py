@@ -60,7 +60,7 @@ tokens = st.integers(0, 255)
 rows = st.lists(st.lists(tokens, min_size=1, max_size=6), min_size=2, max_size=5)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.lists(st.tuples(st.lists(tokens, min_size=1, max_size=12), rows), min_size=1, max_size=4), st.integers(0, 3))
 def test_any_tokens_packed_equal_each_option_alone(base, drawn, joined):
     # `joined` prompt tokens differ between options, as where a tokenizer joins the prompt's end with the option.

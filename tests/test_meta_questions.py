@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from metamoe_backend import meta_questions
@@ -117,7 +117,6 @@ PIECES = st.lists(
 ).map("".join)  # fmt: skip
 
 
-@settings(deadline=None)
 @given(st.one_of(st.text(max_size=200), PIECES))
 def test_masking_never_raises_and_masking_twice_changes_nothing(text):
     once = mask_question(text)
@@ -125,7 +124,6 @@ def test_masking_never_raises_and_masking_twice_changes_nothing(text):
     assert mask_question(text) == once
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 10**6), min_size=2, max_size=8), st.sampled_from(["+", "-", "*"]))
 def test_any_sum_is_one_expression(numbers, operator):
     assert mask_question(f"Calculate {f' {operator} '.join(map(str, numbers))}.") == "Calculate [expression]."

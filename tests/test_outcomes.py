@@ -40,7 +40,7 @@ def make_predictions(correct: np.ndarray, systems: list[str], tasks: list[str] |
 matrices = st.lists(st.tuples(*[st.booleans()] * 4), min_size=1, max_size=40).map(np.array)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(matrices, st.data())
 def test_counts_add_up(correct, data):
     tasks = data.draw(st.lists(st.sampled_from(["a", "b"]), min_size=len(correct), max_size=len(correct)))
@@ -55,7 +55,7 @@ def test_counts_add_up(correct, data):
     assert counts.groupby("task")["share"].sum().to_numpy() == pytest.approx(1.0)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(matrices, st.sampled_from(["mixed", None]))
 def test_the_oracle_is_never_beaten_by_an_expert(correct, part):
     rates = compute_error_rates(make_predictions(correct, [*EXPERTS, "moe"]), EXPERTS, ["moe"], part)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from metamoe_backend.skills.queue import find_labelled_neighbours, order_queue
@@ -33,7 +33,6 @@ def test_least_certain_suggestion_first_and_what_has_none_before_it() -> None:
 row = st.tuples(st.integers(-1, 4), st.floats(0, 1), st.booleans(), st.one_of(st.just(float("nan")), st.floats(0, 1)))
 
 
-@settings(deadline=None)
 @given(st.lists(row, max_size=60))
 def test_all_unlabelled_once_and_no_cluster_waits(rows: list[tuple[int, float, bool, float]]) -> None:
     questions = make_questions(rows)

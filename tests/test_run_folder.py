@@ -369,7 +369,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(FILES), st.data())
 def test_reading_never_raises_whatever_lies_there(recorded_run: RunFolder, name: str, data: st.DataObject) -> None:
     path = recorded_run.path / name

@@ -269,7 +269,7 @@ def test_without_a_sandbox_nothing_runs(published: Path, monkeypatch: pytest.Mon
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(st.tuples(st.integers(-(2**63), 2**63 - 1), st.floats(), TEXT), min_size=1, max_size=8),
 )

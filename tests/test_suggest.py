@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from metamoe_backend.config import FreezeConfig, SuggestConfig
 from metamoe_backend.embed import hash_text
 from metamoe_backend.errors import ConfigError, ConflictError, NotFoundError
+from metamoe_backend.launch import run_now
 from metamoe_backend.skills import labelling
 from metamoe_backend.skills.labelling import select_items
 from metamoe_backend.skills.suggest import compute, fit_predict, make_features, prepare, rule_out, settle_votes
 from metamoe_backend.store.skills import create_skill, fetch_labellings, label_questions, reject_suggestions
 from tests.conftest import insert_questions, insert_rows
-from tests.fake_encoder import FakeEncoder
+from tests.fake_encoder import FakeEncoder, install
 from tests.recording import RecordingContext
 
 ASKED = {
@@ -106,7 +107,7 @@ def test_one_label_a_skill_gives_no_false_certainty(asked):
     assert np.isfinite(probabilities).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_any_few_questions_can_be_suggested_for(data):
     n = data.draw(st.integers(3, 12))
@@ -220,16 +221,20 @@ def test_what_is_missing_is_told_in_a_sentence(store):
     assert prepare(store, SuggestConfig())["rejections"].to_numpy().tolist() == [[ids[3], dates]]
 
 
-def test_meta_questions_are_read_with_the_words_their_vectors_were_made_from(store):
+def test_meta_questions_are_read_by_the_method_that_was_asked_for(store, monkeypatch):
+    encoder = install(monkeypatch)
     ids = insert_questions(store, 3)
     for number, skill in enumerate(["sums", "dates"]):
         label_questions(store, create_skill(store, skill, "ana"), [ids[number]], "ana", "question")
-    for method, text in (("llm", "Which sum?"), ("template", "What is [number]?")):
+    texts = {"llm": "Which sum?", "template": "What is [number]?"}
+    for method, text in texts.items():
         rows = pd.DataFrame({"question_id": ids, "method": method, "text": text, "source_hash": method})
         insert_rows(store, "meta-questions", meta_question=rows)
-    for text in ("Which sum?", "What is [number]?"):
-        _embed(store, ids, of="meta-question", text=text)
-        assert prepare(store, SuggestConfig(of="meta-question"))["questions"]["text"].tolist() == [text] * 3
+        run_now(store, "embed", {"of": "meta-question", "method": method}, "ana")
+    for method, text in texts.items():
+        questions = prepare(store, SuggestConfig(of="meta-question", method=method))["questions"]
+        assert questions["text"].tolist() == [text] * 3
+        assert np.allclose(np.stack(questions["vector"]), encoder.encode([text] * 3))
 
 
 # ---- freezing ---------------------------------------------------------------------------------------------------
