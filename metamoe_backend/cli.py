@@ -101,6 +101,7 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
 
 def _add_of(parser: argparse.ArgumentParser, encoder: bool = True) -> None:
     parser.add_argument("--of", choices=["question", "meta-question"], default="question")
+    parser.add_argument("--method", choices=["template", "llm"], help="whose meta-questions, with --of meta-question")
     if encoder:
         parser.add_argument(
             "--encoder", default="minilm", help="minilm (English), e5 (Chinese and English) or a hub id"

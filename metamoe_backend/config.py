@@ -73,6 +73,7 @@ class ClusterConfig(StageConfig):
 
     encoder: str = Field(DEFAULT_ENCODER, description="Whose vectors: minilm, e5 or a hub id")
     of: Of = Field("question", description="Questions or meta-questions")
+    method: MetaQuestionMethod = Field("template", description="Which meta-questions, where these are mapped")
     neighbours: int = Field(15, ge=2, le=200, description="UMAP neighbours: small shows detail, large the whole")
     min_dist: float = Field(0.1, ge=0.0, le=0.99, description="UMAP minimal distance: small packs groups tightly")
     min_cluster_size: int = Field(15, ge=2, le=10_000, description="HDBSCAN: least questions in a cluster")
@@ -85,6 +86,7 @@ class SuggestConfig(StageConfig):
 
     encoder: str = Field(DEFAULT_ENCODER, description="Whose vectors: minilm, e5 or a hub id")
     of: Of = Field("question", description="Questions or meta-questions")
+    method: MetaQuestionMethod = Field("template", description="Which meta-questions, where these are read")
     seed: int = Field(0, ge=0, description="Random seed")
 
 

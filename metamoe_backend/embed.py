@@ -16,7 +16,7 @@ import pandas as pd
 from metamoe_backend.config import EmbedConfig
 from metamoe_backend.errors import InputError, NotFoundError, UnavailableError
 from metamoe_backend.hub import find_model_folder
-from metamoe_backend.rows import Of
+from metamoe_backend.rows import MetaQuestionMethod, Of
 
 if TYPE_CHECKING:
     from metamoe_backend.stage import Context, Inputs
@@ -159,7 +159,7 @@ def prepare(store: "Store", config: EmbedConfig) -> "Inputs":
 
     texts = fetch_texts(store, config.of, config.method, tuple(config.tasks))
     texts = texts.assign(text_hash=texts["text"].map(hash_text))
-    known = fetch_vectors(store, config.encoder, config.of)
+    known = fetch_vectors(store, config.encoder, config.of, method=config.method)
     done = set(zip(known["question_id"], known["text_hash"], strict=True))
     pending = [pair not in done for pair in zip(texts["question_id"], texts["text_hash"], strict=True)]
     columns = ["question_id", "text", "text_hash"]
@@ -205,10 +205,13 @@ def fetch_texts(store: "Store", of: Of, method: str, tasks: Sequence[str] = ()) 
     return built[["question_id", "task", "text"]]
 
 
-def fetch_embedded_questions(store: "Store", encoder: str, of: Of, tasks: Sequence[str] = ()) -> pd.DataFrame:
+def fetch_embedded_questions(
+    store: "Store", encoder: str, of: Of, method: MetaQuestionMethod = "template", tasks: Sequence[str] = ()
+) -> pd.DataFrame:
     """Questions with their vectors: question_id, task, prompt, text_hash, vector.
 
-    Raises `NotFoundError` when there are no questions or some have no vector.
+    `method` says whose meta-questions, where `of` is meta-question. Raises `NotFoundError` when there are no questions
+    or some have no vector.
     """
     from metamoe_backend.store.maps import fetch_vectors
     from metamoe_backend.store.questions import fetch_questions
@@ -216,11 +219,13 @@ def fetch_embedded_questions(store: "Store", encoder: str, of: Of, tasks: Sequen
     questions = fetch_questions(store, tasks)[["question_id", "task", "prompt"]]
     if questions.empty:
         raise NotFoundError("There are no questions yet; import some on the Tasks page or with `ingest`.")
-    joined = questions.merge(fetch_vectors(store, encoder, of), on="question_id", how="inner")
+    joined = questions.merge(fetch_vectors(store, encoder, of, method=method), on="question_id", how="inner")
     missing = len(questions) - len(joined)
     if missing:
+        named = of if of == "question" else f"{method} {of}"
+        asked = of if of == "question" else f"{of} --method {method}"
         raise NotFoundError(
-            f"{missing} of {len(questions)} questions have no {encoder} vector of their {of}; "
-            f"run `python -m metamoe_backend embed --encoder {encoder} --of {of}` first."
+            f"{missing} of {len(questions)} questions have no {encoder} vector of their {named}; "
+            f"run `python -m metamoe_backend embed --encoder {encoder} --of {asked}` first."
         )
     return joined

@@ -50,7 +50,7 @@ def prepare(store: "Store", config: ClusterConfig) -> "Inputs":
 
     Raises `NotFoundError` when something is not embedded yet, `ConfigError` when there are too few questions.
     """
-    questions = fetch_embedded_questions(store, config.encoder, config.of, tuple(config.tasks))
+    questions = fetch_embedded_questions(store, config.encoder, config.of, config.method, tuple(config.tasks))
     if len(questions) < LEAST_QUESTIONS:
         raise ConfigError(f"A map needs at least {LEAST_QUESTIONS} questions; import more than these {len(questions)}.")
     return {"questions": questions}

@@ -136,7 +136,7 @@ def run_meta_questions(options: argparse.Namespace) -> Result:
 
 
 def run_embed(options: argparse.Namespace) -> Result:
-    values = {"encoder": options.encoder, "of": options.of, "tasks": options.task}
+    values = _given(options, "encoder", "of", "method") | {"tasks": options.task}
     with _open(options) as store:
         run = run_now(store, "embed", values, options.by, _progress)
         dim = store.value(
@@ -152,7 +152,8 @@ def run_embed(options: argparse.Namespace) -> Result:
 
 
 def run_cluster(options: argparse.Namespace) -> Result:
-    values = _given(options, "encoder", "of", "min_cluster_size", "neighbours", "seed") | {"tasks": options.task}
+    values = _given(options, "encoder", "of", "method", "min_cluster_size", "neighbours", "seed")
+    values["tasks"] = options.task
     with _open(options) as store:
         run = run_now(store, "cluster", merge_settings(values, options.set), options.by, _progress)
         row = store.frame("SELECT map_id, clusters, noise_share, nmi, ari FROM map WHERE run_id = ?", [run.run_id])
@@ -234,7 +235,7 @@ def _require_questions(store: Store, ids: Sequence[str]) -> None:
 def run_suggest(options: argparse.Namespace) -> Result:
     from metamoe_backend.store.skills import fetch_question_labels
 
-    values = {"of": options.of, "encoder": options.encoder, "seed": options.seed}
+    values = _given(options, "encoder", "of", "method", "seed")
     with _open(options) as store:
         run = run_now(store, "suggest", values, options.by, _progress)
         frame = fetch_question_labels(store)

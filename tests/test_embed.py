@@ -10,6 +10,7 @@ from metamoe_backend import embed
 from metamoe_backend.config import EmbedConfig
 from metamoe_backend.embed import compute, fetch_embedded_questions, hash_text, load_encoder, prepare
 from metamoe_backend.errors import InputError, NotFoundError, UnavailableError
+from metamoe_backend.launch import run_now
 from tests.conftest import insert_questions, insert_rows
 from tests.fake_encoder import FakeEncoder, install
 from tests.recording import RecordingContext
@@ -92,6 +93,22 @@ def test_questions_without_vectors_are_told_with_the_command(store):
     assert fetch_embedded_questions(store, "minilm", "question")["task"].tolist() == ["toy", "toy"]
     with pytest.raises(NotFoundError, match="embed --encoder e5 --of question"):
         fetch_embedded_questions(store, "e5", "question")
+
+
+def test_each_method_has_vectors_of_its_own(store, monkeypatch):
+    install(monkeypatch)
+    ids = insert_questions(store, 2)
+    for method in ("template", "llm"):
+        built = pd.DataFrame({"question_id": ids, "method": method, "text": f"by {method}", "source_hash": "h"})
+        insert_rows(store, "meta-questions", meta_question=built)
+    run_now(store, "embed", {"of": "meta-question"}, "ana")
+    with pytest.raises(NotFoundError, match=r"2 of 2 .* llm meta-question; .* --of meta-question --method llm"):
+        fetch_embedded_questions(store, "minilm", "meta-question", "llm")
+    run_now(store, "embed", {"of": "meta-question", "method": "llm"}, "ana")
+    for method in ("template", "llm"):
+        found = fetch_embedded_questions(store, "minilm", "meta-question", method)
+        assert found["text_hash"].tolist() == [hash_text(f"by {method}")] * 2
+        assert prepare(store, EmbedConfig(of="meta-question", method=method))["texts"].empty
 
 
 # ---- encoders ---------------------------------------------------------------------------------------------------

@@ -27,7 +27,9 @@ class _Verb:
 
 
 _TASKS: dict[str, tuple[str, Style]] = {"tasks": ("--task", "repeated")}
-_VECTORS: dict[str, tuple[str, Style]] = {"encoder": ("--encoder", "value"), "of": ("--of", "value")}
+_VECTORS: dict[str, tuple[str, Style]] = {
+    "encoder": ("--encoder", "value"), "of": ("--of", "value"), "method": ("--method", "value"),
+}  # fmt: skip
 _TRAINING: dict[str, tuple[str, Style]] = {
     "plan": ("--plan", "value"), "base": ("--base", "value"), "optim.steps": ("--steps", "value"),
     "device": ("--device", "value"), "limit": ("--limit", "value"), "optim.seed": ("--seed", "value"),

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from metamoe_backend.config import SuggestConfig
-from metamoe_backend.embed import fetch_embedded_questions, hash_text, stack_vectors
+from metamoe_backend.embed import fetch_embedded_questions, stack_vectors
 from metamoe_backend.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def prepare(store: "Store", config: SuggestConfig) -> "Inputs":
     labels = fetch_labels(store)[["question_id", "skill_id", "skill", "how", "event_id"]]
     rejections = fetch_rejections(store)[["question_id", "skill_id"]]
     _require_two_skills(labels)
-    questions = fetch_embedded_questions(store, config.encoder, config.of)
-    questions["text"] = questions["prompt"] if config.of == "question" else _find_meta_texts(store, questions)
+    questions = fetch_embedded_questions(store, config.encoder, config.of, config.method)
+    questions["text"] = questions["prompt"] if config.of == "question" else _find_meta_texts(store, questions, config)
     return {"questions": questions[["question_id", "text", "vector"]], "labels": labels, "rejections": rejections}
 
 
@@ -238,11 +238,9 @@ def _require_two_skills(labels: pd.DataFrame) -> None:
         )
 
 
-def _find_meta_texts(store: "Store", questions: pd.DataFrame) -> list[str]:
-    """The meta-question each vector was made from; where it has been edited since, the present one."""
+def _find_meta_texts(store: "Store", questions: pd.DataFrame, config: SuggestConfig) -> list[str]:
+    """The present meta-question of each question, by the method whose vectors are read."""
     from metamoe_backend.store.questions import fetch_meta_questions
 
-    built = fetch_meta_questions(store).merge(questions[["question_id", "text_hash"]], on="question_id")
-    built["is_source"] = built["text"].map(hash_text) == built["text_hash"]
-    chosen = built.sort_values("is_source", kind="stable").drop_duplicates("question_id", keep="last")
-    return questions["question_id"].map(chosen.set_index("question_id")["text"]).tolist()
+    built = fetch_meta_questions(store, config.method).set_index("question_id")["text"]
+    return questions["question_id"].map(built).tolist()

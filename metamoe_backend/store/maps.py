@@ -8,16 +8,27 @@ from metamoe_backend.errors import NotFoundError
 from metamoe_backend.store.connection import Store
 
 
-def fetch_vectors(store: Store, encoder: str, of: str, question_ids: Sequence[str] | None = None) -> pd.DataFrame:
-    """question_id, text_hash, vector (unit, float32) of the newest embedding of each question."""
+def fetch_vectors(
+    store: Store, encoder: str, of: str, question_ids: Sequence[str] | None = None, method: str | None = None
+) -> pd.DataFrame:
+    """question_id, text_hash, vector (unit, float32) of the newest embedding of each question.
+
+    With `of` meta-question, only those embedded as meta-questions of `method`, where one is given.
+    """
     return store.frame(
         """
-        SELECT question_id, text_hash, vector FROM embedding
+        SELECT question_id, text_hash, vector FROM embedding LEFT JOIN run USING (run_id)
         WHERE encoder = $encoder AND of = $of AND ($ids IS NULL OR question_id IN (SELECT unnest($ids)))
+            AND ($method IS NULL OR of = 'question' OR coalesce(run.config ->> 'method', 'template') = $method)
         QUALIFY row_number() OVER (PARTITION BY question_id ORDER BY run_id DESC) = 1
         ORDER BY question_id
         """,
-        {"encoder": encoder, "of": of, "ids": None if question_ids is None else list(question_ids)},
+        {
+            "encoder": encoder,
+            "of": of,
+            "ids": None if question_ids is None else list(question_ids),
+            "method": method,
+        },
     )
 
 
