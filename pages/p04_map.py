@@ -51,7 +51,7 @@ def render() -> None:
         render_map(store, map_id, points, clusters, render_toolbar())
         render_quality(chosen)
     with inspector:
-        render_inspector(store, points, clusters)
+        render_inspector(store, map_id, points, clusters)
     render_clusters(store, map_id, clusters)
 
 

@@ -47,6 +47,46 @@ def build_workspace(folder: Path, per_split: int = 30, seed: int = 0) -> Workspa
     return workspace
 
 
+def build_map_workspace(folder: Path, n: int, clusters: int = 24, seed: int = 0) -> Workspace:
+    """Fill `folder` with `n` questions of eight tasks that lie on one map, a tenth of them suggested a skill.
+
+    Nothing is made row by row: a million questions take seconds, not minutes.
+    """
+    rng = np.random.default_rng(seed)
+    workspace = Workspace(folder).create()
+    index = rng.integers(0, clusters, n)
+    names = np.array([f"task_{number}" for number in range(8)])
+    task = pd.Series(names[index % len(names)])
+    number = pd.Series(np.arange(n)).astype(str)
+    questions = pd.DataFrame(
+        {
+            "question_id": number.str.zfill(16),
+            "task": task,
+            "split": np.where(rng.random(n) < 0.8, "train", "test"),
+            "prompt": "Question " + number + " of " + task + ": what follows from what was said in the story above?",
+            "choices": None,
+            "answer": number,
+            "gold": None,
+            "explanation": None,
+            "metadata": None,
+            "position": np.arange(n),
+        }
+    ).astype({"gold": "Int64"})
+    places = rng.normal(size=(clusters, 2)) * 9
+    xy = places[index] + rng.normal(size=(n, 2)) * rng.uniform(0.4, 2.0, clusters)[index, None]
+    cluster = np.where(rng.random(n) < 0.04, -1, index)
+    with Store.open(workspace, "synthetic") as store:
+        tasks = pd.concat([_task(name, "exact") for name in names])
+        _run(store, "ingest", "many", {"source": "many.jsonl"}, task=tasks, question=questions)
+        _emit_map(store, questions, xy, cluster, places, [f"group {number}" for number in range(clusters)], rng)
+        skill = create_skill(store, "reasoning", "ana")
+        suggestions = questions[["question_id"]][::10].assign(
+            skill_id=skill, probability=0.9, runner_up=None, margin=0.8
+        )  # fmt: skip
+        _run(store, "suggest", "minilm", {"encoder": "minilm"}, suggestion=suggestions)
+    return workspace
+
+
 def _run(store: Store, stage: str, name: str, config: dict, **tables: pd.DataFrame) -> str:
     run = create_run(store.workspace, stage, name, config, "ana", {})
     context = RunContext(run)
@@ -129,6 +169,18 @@ def _embed_and_map(store: Store, questions: pd.DataFrame, rng: np.random.Generat
     places = rng.normal(size=(len(names), 2)) * 8
     xy = places[index] + rng.normal(size=(len(questions), 2))
     cluster = np.where(rng.random(len(questions)) < 0.04, -1, index)
+    _emit_map(store, questions, xy, cluster, places, [name.replace("_", " ") for name in names], rng)
+
+
+def _emit_map(
+    store: Store,
+    questions: pd.DataFrame,
+    xy: np.ndarray,
+    cluster: np.ndarray,
+    places: np.ndarray,
+    names: list[str],
+    rng: np.random.Generator,
+) -> None:
     run = create_run(store.workspace, "cluster", "minilm", {"encoder": "minilm"}, "ana", {})
     context = RunContext(run)
     context.start()
@@ -149,7 +201,7 @@ def _embed_and_map(store: Store, questions: pd.DataFrame, rng: np.random.Generat
             "size": int((cluster == number).sum()),
             "x": float(places[number, 0]),
             "y": float(places[number, 1]),
-            "keywords": [*names[number].split("_"), "follows"],
+            "keywords": [*names[number].split(), "follows"],
             "samples": points[points["cluster"] == number]["question_id"].head(5).tolist(),
         }
         for number in range(len(names))

@@ -1,26 +1,91 @@
 """Figures are pure functions of tables: nothing is lost, and text from data cannot carry markup."""
 
+import base64
+import io
+
 import numpy as np
 import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from metamoe_backend.figures.maps import make_map_figure, mark_point
+from metamoe_backend.figures.maps import colour_by_group, colour_by_value, make_map_figure, mark_point
+from metamoe_backend.figures.raster import draw_points
 from metamoe_backend.figures.results import make_difference_figure, make_outcomes_figure, make_similarity_figure
 from metamoe_backend.figures.routing import make_layer_heatmap_figure, make_skill_heatmap_figure, make_token_figure
-from metamoe_backend.figures.style import plain, wrapped
+from metamoe_backend.figures.style import GREY, plain, wrapped
 
 
 def test_a_map_is_one_trace_of_points_whatever_the_number_of_groups():
-    points = pd.DataFrame({"x": np.arange(500.0), "y": np.arange(500.0), "question_id": [str(n) for n in range(500)]})
+    points = pd.DataFrame({"x": np.arange(500.0), "y": np.arange(500.0)})
     group = pd.Series([f"group {n % 25}" for n in range(500)])
-    figure = make_map_figure(points, group, {"group 0": "#ff0000"})
+    figure = make_map_figure(points, colour_by_group(group, {"group 0": "#ff0000"}), picked=np.arange(500) < 3)
     drawn = [trace for trace in figure.data if trace.type == "scattergl"]
     assert len(drawn) == 1 and len(drawn[0].x) == 500
-    assert drawn[0].customdata.tolist() == list(range(500))
-    first = drawn[0].marker.colorscale[0]
-    assert first[1] == "#ff0000"
+    assert list(drawn[0].selectedpoints) == [0, 1, 2]
+    scale, codes = drawn[0].marker.colorscale, np.array(drawn[0].marker.color)
+    assert [scale[2 * code][1] for code in codes[:3]] == ["#ff0000", GREY, GREY]
+    assert sum(trace.name is not None for trace in figure.data) <= 12 + 1
     assert len(mark_point(figure, 1.0, 2.0).data) == len(figure.data)
+
+
+def test_a_map_of_values_is_the_same_trace_with_a_colour_bar():
+    points = pd.DataFrame({"x": [0.0, 1.0, 2.0], "y": [0.0, 1.0, 2.0]})
+    figure = make_map_figure(points, colour_by_value(pd.Series([0.0, 1.0, np.nan]), "Confidence"))
+    colours = [figure.data[0].marker.colorscale[2 * code][1] for code in figure.data[0].marker.color]
+    assert colours == ["#00224e", "#fee838", GREY]
+    assert figure.data[1].marker.colorbar.title.text == "Confidence"
+
+
+def test_the_largest_groups_are_in_the_legend_and_the_others_are_counted():
+    group = pd.Series(["a"] * 3 + ["b"] * 5 + [f"rare {n}" for n in range(30)] + ["unlabelled"] * 9)
+    legend = colour_by_group(group, {"a": "#ff0000", "b": "#00ff00"}).legend
+    assert [text for text, _ in legend[:3]] == ["b (5)", "a (3)", "unlabelled (9)"]
+    assert len(legend) == 12 and legend[-1][0] == "… +22"
+
+
+def test_a_million_points_are_no_more_bytes_than_a_picture():
+    rng = np.random.default_rng(0)
+    points = pd.DataFrame(rng.normal(size=(1_000_000, 2)), columns=["x", "y"])
+    colouring = colour_by_group(pd.Series(rng.integers(0, 3, len(points))), {"0": "#ff0000"})
+    figure = make_map_figure(points, colouring)
+    assert len(figure.to_json()) < 300_000
+    (picture,) = figure.layout.images
+    corners = figure.data[0]
+    assert corners.x[0] <= points["x"].min() and corners.x[1] >= points["x"].max()
+    assert (picture.x, picture.y) == (corners.x[0], corners.y[1])
+    closer = make_map_figure(points, colouring, camera=(0.0, 1.0, 0.0, 1.0))
+    assert closer.layout.images[0].sizex == 1.0 and tuple(closer.layout.xaxis.range) == (0.0, 1.0)
+
+
+def read_picture(uri: str) -> np.ndarray:
+    return np.array(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGBA"))
+
+
+def test_each_point_stands_where_it_lies_in_its_own_colour():
+    xs, ys, codes = np.array([1.0, 9.0, 20.0]), np.array([9.0, 1.0, 1.0]), np.array([0, 1, 1])
+    drawn = read_picture(draw_points(xs, ys, codes, ["#ff0000", "#0000ff"], (0.0, 10.0, 0.0, 10.0), spread=0))
+    rows, columns = np.nonzero(drawn[..., 3])
+    height, width = drawn.shape[:2]
+    assert (10 * (rows + 0.5) / height).round(1).tolist() == [1.0, 9.0]  # from the top; the third point is out of view
+    assert (10 * (columns + 0.5) / width).round(1).tolist() == [1.0, 9.0]
+    (red, blue) = drawn[rows, columns]
+    assert red[0] > 240 > 15 > red[2] and blue[2] > 240 > 15 > blue[0]
+
+
+def test_points_that_are_not_picked_are_faint():
+    xs, ys, codes = np.array([1.0, 9.0]), np.array([5.0, 5.0]), np.array([0, 0])
+    picked = np.array([True, False])
+    drawn = read_picture(draw_points(xs, ys, codes, ["#ff0000"], (0.0, 10.0, 0.0, 10.0), spread=1, picked=picked))
+    half = drawn.shape[1] // 2
+    assert drawn[:, :half, 3].max() > 3 * drawn[:, half:, 3].max() > 0
+    assert (drawn[:, :half, 3] > 0).sum() == 9  # a disc: the cell, and those beside it
+
+
+def test_nothing_in_view_is_an_empty_picture():
+    nowhere = np.array([np.nan, 99.0])
+    drawn = read_picture(draw_points(nowhere, nowhere, np.array([0, 0]), ["#ff0000"], (0.0, 10.0, 0.0, 10.0)))
+    assert not drawn[..., 3].any()
 
 
 def test_the_layer_heatmap_keeps_every_cell():

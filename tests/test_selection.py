@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metamoe_backend.skills.selection import find_points_in_polygon, make_box
+from metamoe_backend.skills.selection import find_nearest_point, find_points_in_polygon, make_box
 
 numbers = st.floats(-10, 10, allow_nan=False)
 clouds = st.lists(st.tuples(numbers, numbers), min_size=1, max_size=60).map(np.array)
@@ -50,3 +50,24 @@ def test_circle_is_a_distance_whichever_way_it_is_drawn(cloud: np.ndarray, half:
     distance = np.hypot(cloud[:, 0], cloud[:, 1])
     inner = 5 * np.cos(np.pi / corners)
     assert set(np.flatnonzero(distance < inner - 1e-9)) <= found <= set(np.flatnonzero(distance <= 5 + 1e-9))
+
+
+@settings(deadline=None)
+@given(clouds, st.lists(st.tuples(numbers, numbers), min_size=3, max_size=12))
+def test_any_polygon_agrees_with_counting_the_edges_to_the_right(
+    cloud: np.ndarray, polygon: list[tuple[float, float]]
+) -> None:
+    cloud = np.vstack([cloud, polygon])  # corners are points too
+    crossings = np.zeros(len(cloud), dtype=int)
+    for (x0, y0), (x1, y1) in zip(polygon, [*polygon[1:], polygon[0]], strict=True):
+        for row, (x, y) in enumerate(cloud):
+            crossings[row] += (y0 > y) != (y1 > y) and x < x0 + (x1 - x0) * (y - y0) / (y1 - y0)
+    found = find_points_in_polygon(cloud[:, 0], cloud[:, 1], polygon)
+    assert found.tolist() == np.flatnonzero(crossings % 2).tolist()
+
+
+def test_the_nearest_point_is_found_within_reach_only() -> None:
+    xs, ys = [0.0, 1.0, np.nan], [0.0, 0.0, 0.0]
+    assert find_nearest_point(xs, ys, 0.8, 0.1, 0.5) == 1
+    assert find_nearest_point(xs, ys, 0.8, 3.0, 0.5) is None
+    assert find_nearest_point([], [], 0.0, 0.0, 1.0) is None

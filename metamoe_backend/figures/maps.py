@@ -1,19 +1,40 @@
-"""The map: one trace, whatever the number of groups, so that lasso and recolour stay quick."""
+"""The map: one trace of points, or one picture of very many, so that pan, zoom, lasso and recolour stay quick."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from metamoe_backend.figures.raster import View, draw_points
 from metamoe_backend.figures.style import GREY, SEQUENTIAL, finish, plain
 from metamoe_backend.skills.palette import next_colour
 
+MOST_POINTS = 50_000
+"""Maps of more points are drawn as a picture."""
 MOST_COLOURS = 60
 """Further groups take the colours of the first ones again: nobody tells more apart."""
-Camera = tuple[float, float, float, float]
+MOST_NAMED = 11
+"""Groups in the legend."""
+_VALUE_STEPS = 64
+Camera = View
 """What part of a map is in view: x from, x to, y from, y to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Colouring:
+    """What colour each of n points has, and what the colours mean."""
+
+    codes: np.ndarray
+    """[n] int16: place in `colours`."""
+    colours: tuple[str, ...]
+    """#rrggbb"""
+    legend: tuple[tuple[str, str], ...] = ()
+    """Escaped text and #rrggbb of each entry."""
+    bar: str | None = None
+    """Title of the colour bar, from 0 to 1."""
 
 
 def assign_colours(names: Sequence[str]) -> dict[str, str]:
@@ -30,25 +51,83 @@ def _first_colours(count: int) -> tuple[str, ...]:
     return tuple(colours)
 
 
+def colour_by_group(group: pd.Series, colours: Mapping[str, str]) -> Colouring:
+    """Points coloured by a category: group [n], one category a point; a category without a colour is grey.
+
+    The legend names the largest categories, those with a colour first.
+    """
+    groups = group.astype("category").cat.remove_unused_categories()
+    codes = groups.cat.codes.to_numpy(np.int16)
+    names = [str(name) for name in groups.cat.categories]
+    counts = np.bincount(codes, minlength=len(names))
+    order = sorted(range(len(names)), key=lambda code: (names[code] not in colours, -counts[code]))
+    legend = [
+        (f"{plain(names[code], 28)} ({counts[code]:,})", colours.get(names[code], GREY)) for code in order[:MOST_NAMED]
+    ]
+    if len(order) > MOST_NAMED:
+        legend.append((f"… +{len(order) - MOST_NAMED}", GREY))
+    return Colouring(codes, tuple(colours.get(name, GREY) for name in names), tuple(legend))
+
+
+def colour_by_value(value: pd.Series, title: str) -> Colouring:
+    """Points coloured by a number between 0 and 1 (a confidence); points without one (NaN) are grey."""
+    steps = np.round(value.to_numpy(float) * (_VALUE_STEPS - 1))
+    codes = np.where(np.isnan(steps), _VALUE_STEPS, np.nan_to_num(steps)).astype(np.int16)
+    return Colouring(codes, (*_sequential_colours(), GREY), bar=plain(title))
+
+
+@lru_cache(maxsize=1)
+def _sequential_colours() -> tuple[str, ...]:
+    from plotly.colors import sample_colorscale
+
+    sampled = sample_colorscale(SEQUENTIAL, np.linspace(0, 1, _VALUE_STEPS), colortype="tuple")
+    return tuple("#" + "".join(f"{round(255 * channel):02x}" for channel in colour) for colour in sampled)
+
+
 def make_map_figure(
     points: pd.DataFrame,
-    group: pd.Series,
-    colours: Mapping[str, str],
+    colouring: Colouring,
     names: pd.DataFrame | None = None,
+    picked: np.ndarray | None = None,
+    camera: Camera | None = None,
     point_size: float = 6.0,
     height: int = 560,
     dragmode: str = "lasso",
 ) -> go.Figure:
-    """Points coloured by a category.
+    """Points on the map; more than MOST_POINTS of them as one picture of what the camera sees.
 
-    points: x, y, question_id and hover (escaped text). group: one category a point. colours: category to #rrggbb
-    (missing: grey, last in the legend). names: x, y, name of what stands on the map. The trace's customdata is the row
-    number in `points`; one trace only: colours are codes on a stepped scale, and the legend is made of empty traces.
+    points: x, y, and hover (escaped text) where there is any. names: x, y, name of what stands on the map. picked [n]
+    bool: these stand out from all others. camera: show this part only, None: everything. Neither way does the number
+    of groups matter: colours are codes, and the legend is made of empty traces. The figure does not say which point is
+    which: who draws round some asks `skills.selection` what is inside.
     """
-    categories = [str(name) for name in pd.unique(group)]
-    codes = pd.Categorical(group.astype(str), categories=categories).codes.astype(np.int16)
-    scale = _stepped_scale([colours.get(name, GREY) for name in categories])
     figure = go.Figure()
+    if len(points) > MOST_POINTS:
+        _add_picture(figure, points, colouring, picked, camera or find_extent(points), point_size)
+    else:
+        _add_points(figure, points, colouring, picked, point_size)
+    _add_legend(figure, colouring)
+    _dress_map(figure, names, height, dragmode)
+    if camera:
+        left, right, low, high = camera
+        figure.update_xaxes(range=[left, right], autorange=False)
+        figure.update_yaxes(range=[low, high], autorange=False)
+    return figure
+
+
+def find_extent(points: pd.DataFrame, margin: float = 0.03) -> Camera:
+    """The part of a map that holds all points, and `margin` of its width and height on each side."""
+    if points.empty:
+        return (0.0, 1.0, 0.0, 1.0)
+    (left, low), (right, high) = points[["x", "y"]].min(), points[["x", "y"]].max()
+    dx, dy = margin * ((right - left) or 1.0), margin * ((high - low) or 1.0)
+    return (float(left - dx), float(right + dx), float(low - dy), float(high + dy))
+
+
+def _add_points(
+    figure: go.Figure, points: pd.DataFrame, colouring: Colouring, picked: np.ndarray | None, point_size: float
+) -> None:
+    hover = points.get("hover")
     figure.add_trace(
         go.Scattergl(
             x=points["x"].to_numpy(np.float32),
@@ -56,61 +135,49 @@ def make_map_figure(
             mode="markers",
             marker={
                 "size": point_size,
-                "color": codes,
+                "color": colouring.codes,
                 "cmin": -0.5,
-                "cmax": max(len(categories), 1) - 0.5,
-                "colorscale": scale,
+                "cmax": max(len(colouring.colours), 1) - 0.5,
+                "colorscale": _stepped_scale(colouring.colours),
                 "opacity": 0.85,
             },
-            customdata=np.arange(len(points), dtype=np.int32),
-            text=points["hover"] if "hover" in points and len(points) <= 20_000 else None,
-            hovertemplate="%{text}<extra></extra>" if len(points) <= 20_000 else None,
+            text=hover,
+            hovertemplate=None if hover is None else "%{text}<extra></extra>",
+            hoverinfo="skip" if hover is None else None,
+            selectedpoints=None if picked is None else np.flatnonzero(picked).astype(np.int32),
             showlegend=False,
             unselected={"marker": {"opacity": 0.15}},
         )
     )
-    counts = group.astype(str).value_counts()
-    for name in sorted(categories, key=lambda name: (name not in colours, -counts[name])):
-        marker = {"size": 9, "color": colours.get(name, GREY)}
-        label = f"{plain(name, 28)} ({counts[name]})"
-        figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=label, hoverinfo="skip"))
-    return _dress_map(figure, names, height, dragmode)
 
 
-def make_value_map_figure(
-    points: pd.DataFrame,
-    value: pd.Series,
-    title: str,
-    names: pd.DataFrame | None = None,
-    point_size: float = 6.0,
-    height: int = 560,
-    dragmode: str = "lasso",
-) -> go.Figure:
-    """Points coloured by a number between 0 and 1 (a confidence); points without one are grey."""
-    known = value.notna().to_numpy()
-    figure = go.Figure()
+def _add_picture(
+    figure: go.Figure, points: pd.DataFrame, colouring: Colouring, picked: np.ndarray | None, view: Camera, size: float
+) -> None:
+    left, right, low, high = view
+    picture = draw_points(
+        points["x"].to_numpy(np.float32), points["y"].to_numpy(np.float32), colouring.codes, colouring.colours, view,
+        spread=max(0, round((size - 2) / 4)), picked=picked,
+    )  # fmt: skip
+    figure.add_layout_image(
+        source=picture, xref="x", yref="y", x=left, y=high, sizex=right - left, sizey=high - low, sizing="stretch",
+        layer="below",
+    )  # fmt: skip
+    # Two corners nobody sees: the axes' reach when everything is shown, and something that a lasso can be drawn on.
+    xs, ys = find_extent(points)[:2], find_extent(points)[2:]
     figure.add_trace(
-        go.Scattergl(
-            x=points["x"].to_numpy(np.float32),
-            y=points["y"].to_numpy(np.float32),
-            mode="markers",
-            marker={
-                "size": point_size,
-                "color": np.where(known, value.fillna(0).to_numpy(float), np.nan),
-                "colorscale": SEQUENTIAL,
-                "cmin": 0,
-                "cmax": 1,
-                "colorbar": {"title": plain(title), "thickness": 10, "len": 0.6},
-                "opacity": 0.85,
-            },
-            customdata=np.arange(len(points), dtype=np.int32),
-            text=points.get("hover"),
-            hovertemplate="%{text}<extra></extra>",
-            showlegend=False,
-            unselected={"marker": {"opacity": 0.15}},
-        )
+        go.Scatter(x=xs, y=ys, mode="markers", marker={"opacity": 0}, hoverinfo="skip", showlegend=False, name="")
     )
-    return _dress_map(figure, names, height, dragmode)
+
+
+def _add_legend(figure: go.Figure, colouring: Colouring) -> None:
+    for text, colour in colouring.legend:
+        marker = {"size": 9, "color": colour}
+        figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=text, hoverinfo="skip"))
+    if colouring.bar is not None:
+        bar = {"title": colouring.bar, "thickness": 10, "len": 0.6}
+        marker = {"color": [0], "colorscale": SEQUENTIAL, "cmin": 0, "cmax": 1, "showscale": True, "colorbar": bar}
+        figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=marker, showlegend=False, name=""))
 
 
 def mark_point(figure: go.Figure, x: float, y: float) -> go.Figure:
@@ -125,14 +192,7 @@ def highlight_points(figure: go.Figure, rows: Sequence[int]) -> go.Figure:
     return figure.update_traces(selectedpoints=list(rows), selector={"type": "scattergl"})
 
 
-def set_camera(figure: go.Figure, camera: Camera) -> go.Figure:
-    """Show this part of the map only."""
-    left, right, low, high = camera
-    figure.update_xaxes(range=[left, right], autorange=False)
-    return figure.update_yaxes(range=[low, high], autorange=False)
-
-
-def _dress_map(figure: go.Figure, names: pd.DataFrame | None, height: int, dragmode: str) -> go.Figure:
+def _dress_map(figure: go.Figure, names: pd.DataFrame | None, height: int, dragmode: str) -> None:
     if names is not None:
         for row in names.itertuples():
             figure.add_annotation(
@@ -148,10 +208,9 @@ def _dress_map(figure: go.Figure, names: pd.DataFrame | None, height: int, dragm
         legend={"itemclick": False, "itemdoubleclick": False},
         modebar={"orientation": "v"},  # beside the legend, not over it
     )
-    return figure
 
 
-def _stepped_scale(colours: list[str]) -> list[list[float | str]]:
+def _stepped_scale(colours: Sequence[str]) -> list[list[float | str]]:
     """A plotly colour scale with one flat step per colour."""
     n = max(len(colours), 1)
     steps: list[list[float | str]] = []

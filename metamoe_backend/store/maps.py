@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from metamoe_backend.errors import NotFoundError
@@ -62,17 +63,17 @@ def require_map(store: Store, map_id: str | None) -> str:
 
 
 def fetch_map_points(store: Store, map_id: str) -> pd.DataFrame:
-    """Everything a map can be coloured by, one row a point.
+    """Everything a map can be coloured by, one row a point, in order of question_id; small enough for a million rows.
 
-    question_id, x, y, cluster, strength, task, split, prompt, skill, skill_colour (NULL while unlabelled),
-    labelled (by a person), confidence (1 for a label, the probability for a suggestion, NULL for neither).
+    question_id, x, y (float32), cluster (int32), strength (float32), task (category), skill (category, missing while
+    unlabelled), labelled (by a person), confidence (float32: 1 for a label, the probability for a suggestion, NaN for
+    neither).
     """
-    return store.frame(
+    points = store.frame(
         """
-        SELECT point.question_id, x, y, cluster, strength, question.task, question.split, question.prompt,
-            coalesce(label.skill, suggestion.skill) AS skill, coalesce(label.colour, suggestion.colour) AS skill_colour,
-            label.skill IS NOT NULL AS labelled,
-            CASE WHEN label.skill IS NOT NULL THEN 1.0 ELSE suggestion.probability END AS confidence
+        SELECT point.question_id, x::FLOAT AS x, y::FLOAT AS y, cluster::INT AS cluster, strength::FLOAT AS strength,
+            question.task, coalesce(label.skill, suggestion.skill) AS skill, label.skill IS NOT NULL AS labelled,
+            (CASE WHEN label.skill IS NOT NULL THEN 1.0 ELSE suggestion.probability END)::FLOAT AS confidence
         FROM map_point AS point JOIN question USING (question_id)
         LEFT JOIN question_label AS label USING (question_id)
         LEFT JOIN current_suggestion AS suggestion USING (question_id)
@@ -80,6 +81,32 @@ def fetch_map_points(store: Store, map_id: str) -> pd.DataFrame:
         """,
         [map_id],
     )
+    return points.astype({"task": "category", "skill": "category"})
+
+
+def fetch_map_texts(store: Store, map_id: str) -> pd.Series:
+    """The prompt of each point, in the order of `fetch_map_points`."""
+    return store.frame(
+        "SELECT prompt FROM map_point AS point JOIN question USING (question_id) WHERE map_id = ? "
+        "ORDER BY point.question_id",
+        [map_id],
+    )["prompt"]
+
+
+def find_map_points(store: Store, map_id: str, text: str) -> np.ndarray:
+    """Which points' question, task or skill holds the text, in any case: [n] bool in the order of `fetch_map_points`."""
+    found = store.frame(
+        """
+        SELECT contains(lower(prompt), lower($text)) OR contains(lower(question.task), lower($text))
+            OR contains(lower(coalesce(label.skill, suggestion.skill, '')), lower($text)) AS found
+        FROM map_point AS point JOIN question USING (question_id)
+        LEFT JOIN question_label AS label USING (question_id)
+        LEFT JOIN current_suggestion AS suggestion USING (question_id)
+        WHERE map_id = $map ORDER BY point.question_id
+        """,
+        {"map": map_id, "text": text},
+    )
+    return found["found"].to_numpy(bool)
 
 
 def fetch_clusters(store: Store, map_id: str) -> pd.DataFrame:

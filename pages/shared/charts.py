@@ -17,16 +17,18 @@ def show_figure(
     select: str | Iterable[str] | None = None,
     on_select: Callable[[], None] | None = None,
     height: int | None = None,
+    scroll_zoom: bool = False,
 ) -> Any:
     """Draw a figure; with `select` ("points", "box", "lasso", or several) the page reruns on each selection.
 
     `on_select` is called before that rerun; the event then stands in `st.session_state[key]`. `alt` says what the
-    figure shows to people who do not see it. Returns the selection event, None without `select`.
+    figure shows to people who do not see it. With `scroll_zoom` the wheel zooms instead of moving the page. Returns the
+    selection event, None without `select`.
     """
     config = {
         "displaylogo": False,
         "displayModeBar": "hover",
-        "scrollZoom": False,
+        "scrollZoom": scroll_zoom,
         "toImageButtonOptions": {"format": "png", "filename": key, "scale": 2},
         "modeBarButtonsToRemove": ["autoScale2d"] if select else ["autoScale2d", "select2d", "lasso2d"],
     }

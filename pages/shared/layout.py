@@ -95,6 +95,7 @@ def confirm(message: str, undo: Callable[[], Any] | None = None) -> None:
 
 def render_undo() -> None:
     """The last thing that was stored, with its Undo, until the person acts on it or stores something else."""
+    place = st.container()  # there or not, it takes one place: what follows stays where it is, and is not sent again
     kept = st.session_state.get(_UNDO)
     if not kept:
         return
@@ -108,7 +109,7 @@ def render_undo() -> None:
     def dismiss() -> None:
         st.session_state[_UNDO] = None
 
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+    with place.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.caption(message, width="content")
         st.button(_("Undo"), key="undo_last", icon=":material/undo:", type="tertiary", on_click=guarded(take_back))
         st.button(_("Dismiss"), key="undo_dismiss", icon=":material/close:", type="tertiary", on_click=dismiss)

@@ -1,30 +1,47 @@
 """The map itself: how it is coloured, what is searched, and what was drawn round."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
 from metamoe_backend.figures.maps import (
+    MOST_POINTS,
     Camera,
-    highlight_points,
+    Colouring,
+    colour_by_group,
+    colour_by_value,
     make_map_figure,
-    make_value_map_figure,
-    set_camera,
 )
-from metamoe_backend.skills.selection import find_points_in_polygon, make_box
+from metamoe_backend.skills.selection import find_nearest_point, find_points_in_polygon, make_box
 from metamoe_backend.store.connection import Store
-from pages.shared.camera import get_camera, watch_camera
+from pages.shared.camera import Drawing, get_camera, get_drawing, watch_figure
 from pages.shared.charts import show_figure
-from pages.shared.errors import guarded
+from pages.shared.errors import error_boundary, guarded
 from pages.shared.i18n import _, ngettext
 from pages.shared.layout import plain
-from pages.shared.map_data import colour_name, group_points, load_experts, load_outcomes, load_points
+from pages.shared.map_data import (
+    HOVERED,
+    NAMED,
+    colour_name,
+    group_points,
+    load_experts,
+    load_matches,
+    load_outcomes,
+    load_points,
+)
 from pages.shared.state import get_selection, get_store, select
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 FIGURE = "map_figure"
-_DRAWN, _LASSOED = "map_drawn", "map_lassoed"
+_DRAWN, _LASSOED, _ROWS, _NEW = "map_drawn", "map_lassoed", "map_rows", "map_new_drawing"
 COLOURS = ("cluster", "task", "skill", "expert", "outcome", "confidence")
+_OF_TEXTS = ("cluster", "task")
+"""Colourings that a new label does not change."""
 Ids = tuple[str, ...]
 
 
@@ -41,11 +58,14 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What the figure in the browser was made of. While this stays, the browser keeps the figure as it is."""
+    """The figure in the browser and what it was made of. While this stays, the browser keeps the figure as it is."""
 
     signature: tuple
     highlighted: Ids
     camera: Camera | None
+    number: int
+    """Of this drawing: a new number makes the browser forget what was drawn round."""
+    figure: "go.Figure"
 
 
 def render_toolbar() -> View:
@@ -60,63 +80,105 @@ def render_toolbar() -> View:
     with right:
         tools = {"lasso": _("Lasso"), "select": _("Box"), "pan": _("Pan")}
         tool = st.segmented_control(
-            _("Tool"), list(tools), default="lasso", format_func=tools.get, key="map_tool", required=True
-        )
+            _("Tool"), list(tools), default="lasso", format_func=tools.get, key="map_tool", required=True,
+            help=_("With Pan, the wheel zooms. A click with any tool picks one question."),
+        )  # fmt: skip
     with last, st.popover(":material/tune:", key="map_points", help=_("Size of the points, names")):
         size = st.slider(_("Size, pixels"), 2, 16, 6, key="map_size")
         names = st.toggle(_("Names of the clusters"), value=True, key="map_names")
     return View(colour, search.strip(), tool, size, names)
 
 
-def find_matches(points: pd.DataFrame, search: str) -> pd.Series:
-    """Which points' question, task or skill holds the text, in any case."""
-    if not search:
-        return pd.Series(True, index=points.index)
-    wanted = search.casefold()
-    texts = points["prompt"] + "\n" + points["task"] + "\n" + points["skill"].fillna("")
-    return texts.str.casefold().str.contains(wanted, regex=False)
-
-
 def render_map(store: Store, map_id: str, points: pd.DataFrame, clusters: pd.DataFrame, view: View) -> None:
     """The figure. It is made anew only when it must look different, and then where the person had zoomed to."""
-    matches = find_matches(points, view.search)
-    if view.search:
-        _render_matches(points, matches, view.search)
-    group, colours = (points["confidence"], {}) if view.colour == "confidence" else group_points(
-        store, points, clusters, view.colour
-    )  # fmt: skip
-    drawn = _keep_or_redraw(map_id, view, store.version)
-    names = clusters[["x", "y", "name"]] if view.names else None
-    look = {"names": names, "point_size": view.size, "dragmode": view.tool}
-    if view.colour == "confidence":
-        figure = make_value_map_figure(points, group, _("Confidence"), **look)
-    else:
-        figure = make_map_figure(points, group, colours, **look)
-    picked = points["question_id"].isin(drawn.highlighted)
-    if view.search or (picked.any() and not picked.all()):
-        highlight_points(figure, points.index[matches if view.search else picked].tolist())
-    if drawn.camera:
-        set_camera(figure, drawn.camera)
-    show_figure(
-        figure,
-        key=FIGURE,
-        alt=_("Map of the questions, coloured by {what}.").format(what=colour_name(view.colour).lower()),
-        select=("points", "box", "lasso"),
-        on_select=guarded(lambda: _take_selection(map_id, view.search)),
-    )
-    watch_camera(FIGURE, map_id)
+    with st.container():  # takes one place also when it is empty, so that the figure keeps its own
+        if view.search:
+            _render_matches(store, map_id, points, view.search)
+    st.session_state.pop(_NEW, None)  # the page runs: what was drawn round is known
+    _render_figure(store, map_id, points, clusters, view)
     _explain_colour(store, view.colour)
 
 
-def _render_matches(points: pd.DataFrame, matches: pd.Series, search: str) -> None:
+def find_selected_rows(map_id: str, points: pd.DataFrame) -> np.ndarray:
+    """Row numbers of the selected questions. Looked up once a selection: it may be most of a million."""
+    ids = get_selection().questions
+    kept = st.session_state.get(_ROWS)
+    if kept is None or kept[0] != map_id or kept[1] is not ids:
+        rows = np.flatnonzero(points["question_id"].isin(ids)) if ids else np.empty(0, dtype=np.intp)
+        kept = st.session_state[_ROWS] = (map_id, ids, rows)
+    return kept[2]
+
+
+def _render_matches(store: Store, map_id: str, points: pd.DataFrame, search: str) -> None:
+    matches = load_matches(store, map_id, search)
     n = int(matches.sum())
     text = ngettext("{n} question contains “{text}”", "{n} questions contain “{text}”", n)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.caption(text.format(n=f"{n:,}", text=plain(search, 60)), width="content")
-        ids = points.loc[matches, "question_id"].tolist()
         if n and st.button(_("Select them"), key="map_select_matches", type="tertiary", icon=":material/checklist:"):
-            select(questions=ids, why=search)
+            select(questions=points["question_id"][matches].tolist(), why=search)
             st.rerun()
+
+
+@st.fragment
+@error_boundary()
+def _render_figure(store: Store, map_id: str, points: pd.DataFrame, clusters: pd.DataFrame, view: View) -> None:
+    """A fragment: looking around never runs the whole page. What was drawn round is the page's business, though."""
+    if st.session_state.pop(_NEW, False):
+        st.rerun()
+    drawn = _keep_or_redraw(store, map_id, points, clusters, view)
+    show_figure(
+        drawn.figure,
+        key=FIGURE,
+        alt=_("Map of the questions, coloured by {what}.").format(what=colour_name(view.colour).lower()),
+        scroll_zoom=view.tool == "pan",
+    )
+    watch_figure(FIGURE, map_id, guarded(lambda: _take_drawing(map_id, view.search)))
+
+
+def _keep_or_redraw(store: Store, map_id: str, points: pd.DataFrame, clusters: pd.DataFrame, view: View) -> Drawn:
+    """The browser shows a lasso by itself; any other change of the selection, or of the view, draws the figure anew.
+
+    So does looking elsewhere where the map is a picture.
+    """
+    dated = view.colour not in _OF_TEXTS or view.search or len(points) <= HOVERED
+    signature = (map_id, view, store.version if dated else None)
+    selected, camera = get_selection().questions, get_camera(FIGURE, map_id)
+    kept: Drawn | None = st.session_state.get(_DRAWN)
+    if kept is not None and kept.signature == signature:
+        looks_elsewhere = len(points) > MOST_POINTS and kept.camera != camera
+        if st.session_state.get(_LASSOED, kept.highlighted) == selected and not looks_elsewhere:
+            return kept
+    picked = load_matches(store, map_id, view.search) if view.search else _pick_selected(map_id, points)
+    figure = make_map_figure(
+        points,
+        _colour_points(store, points, clusters, view.colour),
+        names=clusters.nlargest(NAMED, "size")[["x", "y", "name"]] if view.names else None,
+        picked=picked,
+        camera=camera,
+        point_size=view.size,
+        dragmode=view.tool,
+    )
+    number = kept.number + 1 if kept else 0
+    figure.update_layout(uirevision=number)
+    drawn = st.session_state[_DRAWN] = Drawn(signature, selected, camera, number, figure)
+    st.session_state.pop(_LASSOED, None)
+    return drawn
+
+
+def _pick_selected(map_id: str, points: pd.DataFrame) -> np.ndarray | None:
+    rows = find_selected_rows(map_id, points)
+    if not 0 < len(rows) < len(points):
+        return None
+    picked = np.zeros(len(points), dtype=bool)
+    picked[rows] = True
+    return picked
+
+
+def _colour_points(store: Store, points: pd.DataFrame, clusters: pd.DataFrame, by: str) -> Colouring:
+    if by == "confidence":
+        return colour_by_value(points["confidence"], _("Confidence"))
+    return colour_by_group(*group_points(store, points, clusters, by))
 
 
 def _explain_colour(store: Store, colour: str) -> None:
@@ -137,30 +199,32 @@ def _explain_colour(store: Store, colour: str) -> None:
         st.caption(_("1 for a label, the suggestion's probability else; grey: neither."))
 
 
-def _keep_or_redraw(map_id: str, view: View, version: int) -> Drawn:
-    """The browser shows a lasso by itself; any other change of the selection, or of the view, draws the figure anew."""
-    signature = (map_id, view, version)
-    selected = get_selection().questions
-    drawn: Drawn | None = st.session_state.get(_DRAWN)
-    by_hand = st.session_state.get(_LASSOED) == selected
-    if drawn is None or drawn.signature != signature or not (by_hand or drawn.highlighted == selected):
-        drawn = Drawn(signature, selected, get_camera(FIGURE, map_id))
-        st.session_state[_DRAWN] = drawn
-        st.session_state.pop(_LASSOED, None)
-    return drawn
-
-
-def _take_selection(map_id: str, search: str) -> None:
+def _take_drawing(map_id: str, search: str) -> None:
     """What was drawn round becomes the selection; of a search, only what was found."""
-    event = st.session_state[FIGURE].selection
+    drawing = get_drawing(FIGURE, map_id)
+    if drawing is None:
+        return
     points = load_points(get_store(), map_id)
-    polygons = [list(zip(shape["x"], shape["y"], strict=True)) for shape in event.lasso]
-    polygons += [make_box(shape["x"], shape["y"]) for shape in event.box]
-    rows = {row for polygon in polygons for row in find_points_in_polygon(points["x"], points["y"], polygon).tolist()}
-    if not polygons:
-        rows = {point["customdata"] for point in event.points if "customdata" in point}
-    matches = find_matches(points, search)
-    ids = points["question_id"][[row for row in sorted(rows) if matches[row]]].tolist()
-    why = _("lasso on the map") if event.lasso else _("box on the map") if event.box else _("picked on the map")
-    select(questions=ids, why=why if ids else "")
-    st.session_state[_LASSOED] = tuple(ids)
+    rows = _find_rows(points, drawing)
+    if search:
+        rows = rows[load_matches(get_store(), map_id, search)[rows]]
+    if drawing.kind == "point" and not len(rows):
+        return  # a click beside everything is no choice
+    why = {"lasso": _("lasso on the map"), "box": _("box on the map"), "point": _("picked on the map")}
+    ids = points["question_id"].to_numpy()[rows].tolist()
+    select(questions=ids, why=why[drawing.kind] if ids else "")
+    selected = get_selection().questions
+    st.session_state[_ROWS] = (map_id, selected, rows)
+    if drawing.kind != "point":
+        st.session_state[_LASSOED] = selected
+    st.session_state[_NEW] = True
+
+
+def _find_rows(points: pd.DataFrame, drawing: Drawing) -> np.ndarray:
+    xs, ys = points["x"].to_numpy(), points["y"].to_numpy()
+    if drawing.kind == "point":
+        row = find_nearest_point(xs, ys, drawing.xs[0], drawing.ys[0], drawing.reach)
+        return np.array([] if row is None else [row], dtype=np.intp)
+    if drawing.kind == "box":
+        return find_points_in_polygon(xs, ys, make_box(drawing.xs, drawing.ys))
+    return find_points_in_polygon(xs, ys, list(zip(drawing.xs, drawing.ys, strict=True)))

@@ -5,15 +5,15 @@ import streamlit as st
 
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.maps import fetch_cluster_question_ids
-from metamoe_backend.store.questions import fetch_questions
 from pages.shared.i18n import _, ngettext
 from pages.shared.layout import answer_line, plain, question_text
-from pages.shared.map_data import load_skills
+from pages.shared.map_data import load_skills, load_texts
 from pages.shared.map_drawing import of_name
 from pages.shared.map_inspector import count_text, render_label_control
 from pages.shared.skill_cells import as_chips, skill_chips
 from pages.shared.state import per_version, select
 from pages.shared.tables import percent, show_table
+from pages.shared.text import cut
 
 ONE_TASK = 0.95
 """A cluster is of one task when at least this share of it is."""
@@ -22,12 +22,6 @@ ONE_TASK = 0.95
 @per_version
 def load_cluster_ids(store: Store, map_id: str, cluster: int) -> list[str]:
     return fetch_cluster_question_ids(store, map_id, cluster)
-
-
-@per_version
-def load_texts(store: Store, ids: tuple[str, ...]) -> dict[str, str]:
-    questions = fetch_questions(store, question_ids=ids)
-    return dict(zip(questions["question_id"], questions["prompt"], strict=True))
 
 
 def number_text(value: float | None) -> str:
@@ -89,7 +83,7 @@ def render_clusters(store: Store, map_id: str, clusters: pd.DataFrame) -> None:
             "top_task_share": 100 * clusters["top_task_share"],
             "labelled": clusters["labelled"],
             "top_skill": as_chips(clusters["top_skill"]),
-            "sample": [texts.get(ids[0], "") if len(ids) else "" for ids in clusters["samples"]],
+            "sample": [cut(texts.get(ids[0], "")) if len(ids) else "" for ids in clusters["samples"]],
         }
     )
     formats = {

@@ -1,5 +1,6 @@
 """What the Map page shows, ready to be coloured."""
 
+import numpy as np
 import pandas as pd
 
 from metamoe_backend.evaluate.outcomes import compute_outcomes
@@ -7,15 +8,18 @@ from metamoe_backend.figures.maps import assign_colours
 from metamoe_backend.figures.style import OUTCOME_COLOURS, plain, wrapped
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.experts import fetch_plan_entries, fetch_plans, fetch_systems
-from metamoe_backend.store.maps import fetch_clusters, fetch_map_points, fetch_maps
+from metamoe_backend.store.maps import fetch_clusters, fetch_map_points, fetch_map_texts, fetch_maps, find_map_points
+from metamoe_backend.store.questions import fetch_questions
 from metamoe_backend.store.results import fetch_predictions
 from metamoe_backend.store.skills import fetch_skills
 from pages.shared.i18n import _
 from pages.shared.outcome_views import outcome_name
-from pages.shared.state import per_version
+from pages.shared.state import per_version, per_version_shared
 
-HOVERED = 20_000
-"""Larger maps show no text under the mouse."""
+HOVERED = 5_000
+"""Larger maps show no text under the mouse; a click shows the question instead."""
+NAMED = 40
+"""Names on the map: those of the largest clusters."""
 FAINT = "rgba(128,128,128,0.2)"
 
 
@@ -24,18 +28,23 @@ def load_maps(store: Store) -> pd.DataFrame:
     return fetch_maps(store)
 
 
-@per_version
+@per_version_shared
 def load_points(store: Store, map_id: str) -> pd.DataFrame:
-    """Points with hover: escaped text of a few lines."""
+    """What `fetch_map_points` returns; small maps with hover: escaped text of a few lines."""
     points = fetch_map_points(store, map_id)
     if len(points) > HOVERED:
         return points
     hover = [
-        f"{wrapped(row.prompt)}<br><i>{plain(row.task, 40)}</i>"
-        + (f" · <b>{plain(row.skill, 40)}</b>" if row.skill else "")
-        for row in points.assign(skill=points["skill"].fillna("")).itertuples()
+        f"{wrapped(text)}<br><i>{plain(task, 40)}</i>"
+        + (f" · <b>{plain(skill, 40)}</b>" if isinstance(skill, str) else "")
+        for text, task, skill in zip(fetch_map_texts(store, map_id), points["task"], points["skill"], strict=True)
     ]
     return points.assign(hover=hover)
+
+
+@per_version_shared
+def load_matches(store: Store, map_id: str, text: str) -> np.ndarray:
+    return find_map_points(store, map_id, text)
 
 
 @per_version
@@ -43,6 +52,13 @@ def load_clusters(store: Store, map_id: str) -> pd.DataFrame:
     """Clusters with name: their first words."""
     clusters = fetch_clusters(store, map_id)
     return clusters.assign(name=[" ".join(list(words)[:2]) for words in clusters["keywords"]])
+
+
+@per_version
+def load_texts(store: Store, ids: tuple[str, ...]) -> dict[str, str]:
+    """Prompts by question_id."""
+    questions = fetch_questions(store, question_ids=ids)
+    return dict(zip(questions["question_id"], questions["prompt"], strict=True))
 
 
 @per_version
@@ -90,18 +106,33 @@ def group_points(
 ) -> tuple[pd.Series, dict[str, str]]:
     """The category of each point and the colour of each category; a category without a colour is drawn grey."""
     if by == "task":
-        return points["task"], assign_colours(sorted(points["task"].unique()))
+        return points["task"], assign_colours(sorted(points["task"].cat.categories))
     if by == "skill":
         skills = load_skills(store)
-        return points["skill"].fillna(_("unlabelled")), dict(zip(skills["name"], skills["colour"], strict=True))
+        return fill_missing(points["skill"], _("unlabelled")), dict(zip(skills["name"], skills["colour"], strict=True))
     if by == "expert":
         experts = load_experts(store)[1]
         colours = assign_colours(sorted(set(experts.values()) - {"base"}))
-        return points["skill"].map(experts).fillna(_("in no plan")), colours
+        return fill_missing(points["skill"].map(experts), _("in no plan")), colours
     if by == "outcome":
         outcomes = points["question_id"].map(load_outcomes(store))
         colours = {outcome_name(outcome): colour for outcome, colour in OUTCOME_COLOURS.items()}
         colours[_("not evaluated")] = FAINT  # all incorrect is grey already
-        return outcomes.map(outcome_name, na_action="ignore").fillna(_("not evaluated")), colours
+        return fill_missing(outcomes.map(outcome_name, na_action="ignore"), _("not evaluated")), colours
     names = cluster_names(clusters)
-    return points["cluster"].map(names).fillna(_("noise")), assign_colours(list(names.values()))
+    return fill_missing(name_clusters(points, clusters), _("noise")), assign_colours(list(names.values()))
+
+
+def name_clusters(points: pd.DataFrame, clusters: pd.DataFrame) -> pd.Series:
+    """The name of each point's cluster (category), missing for noise."""
+    names = cluster_names(clusters)
+    codes = pd.Index(list(names)).get_indexer(points["cluster"])
+    return pd.Series(pd.Categorical.from_codes(codes, list(names.values())), index=points.index)
+
+
+def fill_missing(group: pd.Series, name: str) -> pd.Series:
+    """Categories [n] with `name` where there is none."""
+    groups = group.astype("category")
+    if name not in groups.cat.categories:
+        groups = groups.cat.add_categories([name])
+    return groups.fillna(name)

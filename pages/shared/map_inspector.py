@@ -13,10 +13,12 @@ from metamoe_backend.store.skills import find_or_create_skill, label_questions
 from pages.shared.errors import guarded
 from pages.shared.i18n import _, ngettext
 from pages.shared.layout import confirm, plain, question_text
-from pages.shared.map_data import cluster_names, load_skills
+from pages.shared.map_canvas import find_selected_rows
+from pages.shared.map_data import fill_missing, load_skills, load_texts, name_clusters
 from pages.shared.skill_cells import as_chips, skill_chips
 from pages.shared.state import clear_selection, get_person, get_selection, get_store, open_page
 from pages.shared.tables import show_table
+from pages.shared.text import cut
 
 SAMPLED = 20
 
@@ -25,10 +27,10 @@ def count_text(n: int) -> str:
     return ngettext("{n} question", "{n} questions", n).format(n=f"{n:,}")
 
 
-def render_inspector(store: Store, points: pd.DataFrame, clusters: pd.DataFrame) -> None:
+def render_inspector(store: Store, map_id: str, points: pd.DataFrame, clusters: pd.DataFrame) -> None:
     """Count, label control, breakdown and samples of the selection."""
     selection = get_selection()
-    rows = points[points["question_id"].isin(selection.questions)]
+    rows = points.take(find_selected_rows(map_id, points))
     if rows.empty:
         if selection.questions:
             st.info(_("None of the selected questions lies on this map."), icon=":material/location_off:")
@@ -45,26 +47,34 @@ def render_inspector(store: Store, points: pd.DataFrame, clusters: pd.DataFrame)
     elsewhere = len(selection.questions) - len(rows)
     if elsewhere:
         st.caption(_("{n} more of the selection lie on other maps.").format(n=f"{elsewhere:,}"))
-    render_label_control(store, tuple(rows["question_id"]), "lasso", "map_label")
+    render_label_control(
+        store,
+        selection.questions if len(rows) == len(selection.questions) else rows["question_id"].tolist(),
+        "lasso",
+        "map_label",
+    )
     _render_breakdown(store, rows, clusters)
     _render_samples(store, rows)
     if st.button(_("Label them one by one"), key="map_to_skills", icon=":material/label:"):
         open_page("skills")
 
 
+@st.fragment
 def render_label_control(store: Store, ids: Sequence[str], how: How, key: str) -> None:
-    """Give all these questions one skill, an existing or a new one."""
+    """Give all these questions one skill, an existing or a new one. A fragment: choosing a name runs nothing else."""
     skills = load_skills(store)["name"].tolist()
     with st.container(gap="small"):
         name = st.selectbox(
             _("Label as"), skills, index=None, key=key, accept_new_options=True,
             placeholder=_("a skill, or a new name"), label_visibility="collapsed",
         )  # fmt: skip
-        st.button(
+        stored = st.button(
             _("Label all {n}").format(n=f"{len(ids):,}"), key=f"{key}_go", type="primary", disabled=not name,
             icon=":material/label:", width="stretch",
-            on_click=guarded(lambda: label_all(ids, st.session_state[key], how)),
         )  # fmt: skip
+    if stored:
+        guarded(label_all)(ids, name, how)
+        st.rerun()
 
 
 def label_all(ids: Sequence[str], name: str | None, how: How) -> None:
@@ -105,17 +115,26 @@ def _render_breakdown(store: Store, rows: pd.DataFrame, clusters: pd.DataFrame) 
 def count_groups(rows: pd.DataFrame, clusters: pd.DataFrame, kind: str) -> pd.DataFrame:
     """group, n, share (percent) of the selected questions, largest first."""
     if kind == "cluster":
-        group = rows["cluster"].map(cluster_names(clusters)).fillna(_("noise"))
+        group = fill_missing(name_clusters(rows, clusters), _("noise"))
     else:
-        group = rows[kind].fillna(_("unlabelled"))
+        group = fill_missing(rows[kind], _("unlabelled"))
     counts = group.value_counts().rename_axis("group").rename("n").reset_index()
+    counts = counts[counts["n"] > 0].astype({"group": str})
     return counts.assign(share=100 * counts["n"] / len(rows))
 
 
 def _render_samples(store: Store, rows: pd.DataFrame) -> None:
     drawn = rows.sample(min(SAMPLED, len(rows)), random_state=0)
     st.caption(_("{k} of {n}, drawn at random").format(k=len(drawn), n=f"{len(rows):,}"))
-    shown = drawn[["question_id", "prompt", "task"]].assign(skill=as_chips(drawn["skill"]))
+    texts = load_texts(store, tuple(drawn["question_id"]))
+    shown = pd.DataFrame(
+        {
+            "question_id": drawn["question_id"].tolist(),
+            "prompt": [cut(texts[question_id]) for question_id in drawn["question_id"]],
+            "task": drawn["task"].tolist(),
+            "skill": as_chips(drawn["skill"].astype(object)),
+        }
+    )
     picked = show_table(
         shown,
         "map_samples",
@@ -126,4 +145,5 @@ def _render_samples(store: Store, rows: pd.DataFrame) -> None:
         height=260,
     )
     if len(picked):
-        question_text(picked["prompt"].iloc[0], key=f"map_{picked['question_id'].iloc[0]}")
+        question_id = picked["question_id"].iloc[0]
+        question_text(texts[question_id], key=f"map_{question_id}")

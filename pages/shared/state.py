@@ -42,14 +42,24 @@ def get_store() -> Store:
 
 def per_version(function: Callable[Concatenate[Store, P], R]) -> Callable[Concatenate[Store, P], R]:
     """Cache what `function(store, …)` returns until the store is written. Arguments are hashable; copies come back."""
+    return _cached(function, functools.partial(st.cache_data, max_entries=64))
 
+
+def per_version_shared(function: Callable[Concatenate[Store, P], R]) -> Callable[Concatenate[Store, P], R]:
+    """As `per_version`, for what is too large to copy: everybody gets the same object, and nobody changes it."""
+    return _cached(function, functools.partial(st.cache_resource, max_entries=4))
+
+
+def _cached(
+    function: Callable[Concatenate[Store, P], R], cache: Callable[..., Any]
+) -> Callable[Concatenate[Store, P], R]:
     def fetch(_store: Store, key: tuple[str, int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:  # noqa: ARG001
         return function(_store, *args, **kwargs)
 
     # The cache is named after file and function: every page calls itself __main__. (`wraps` would also lend it the
     # signature, and `store` cannot be hashed.)
     fetch.__qualname__ = f"{function.__code__.co_filename}:{function.__qualname__}"
-    cached = st.cache_data(fetch, show_spinner=False, max_entries=64)
+    cached = cache(fetch, show_spinner=False)
 
     @functools.wraps(function)
     def inner(store: Store, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -87,6 +97,8 @@ class Selection:
     expert: str | None = None
     why: str = ""
     """Where the questions came from, in the person's words: cluster 3, mixed outcome …"""
+    address: str | None = None
+    """The questions as they stand in the address: set by `select`, once, for they may be many."""
 
 
 def get_selection() -> Selection:
@@ -99,7 +111,8 @@ def select(
     """Change the parts that are named; the rest stays."""
     selection = get_selection()
     if questions is not _KEEP:
-        selection = replace(selection, questions=tuple(dict.fromkeys(questions)), why=why)
+        ids = tuple(dict.fromkeys(questions))
+        selection = replace(selection, questions=ids, why=why, address=_address_of(ids))
     if run is not _KEEP:
         selection = replace(selection, run=run)
     if expert is not _KEEP:
@@ -142,10 +155,13 @@ def _questions_of(text: str | None) -> Sequence[str]:
     return text.split(",")
 
 
-def _as_url(selection: Selection) -> dict[str, str | None]:
-    ids = selection.questions
+def _address_of(ids: Sequence[str]) -> str | None:
     text = ",".join(ids) if len(ids) <= _QUESTIONS_IN_URL else "@" + save_questions(get_workspace(), ids)
-    return {"questions": text or None, "run": selection.run, "expert": selection.expert}
+    return text or None
+
+
+def _as_url(selection: Selection) -> dict[str, str | None]:
+    return {"questions": selection.address, "run": selection.run, "expert": selection.expert}
 
 
 def _write_to_url(selection: Selection) -> None:

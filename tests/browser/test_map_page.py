@@ -1,12 +1,25 @@
 """Map: a person draws round a group and gives it a skill; colours change and the place stays."""
 
+from pathlib import Path
+
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, WebSocket, expect
 
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.skills import fetch_labels
 from metamoe_backend.workspace import Workspace
-from tests.browser.driving import PATIENCE_MS, Dashboard, lasso, open_page, screenshot, wait_idle
+from tests.browser.driving import (
+    PATIENCE_MS,
+    Dashboard,
+    expect_no_bug,
+    lasso,
+    open_page,
+    open_tab,
+    running_dashboard,
+    screenshot,
+    wait_idle,
+)
+from tests.synthetic import build_map_workspace
 
 pytestmark = pytest.mark.browser
 EVERYTHING = [(0.01, 0.01), (0.99, 0.01), (0.99, 0.99), (0.01, 0.99)]
@@ -27,6 +40,27 @@ def read_camera(page: Page) -> list[float]:
     left, right, low, high = page.evaluate(script)
     # The legend takes more or less of the height with each colouring: how high the view reaches is not the person's.
     return [left, right, (low + high) / 2]
+
+
+class Traffic:
+    """Bytes over the page's websockets since the last look."""
+
+    def __init__(self, page: Page) -> None:
+        self.down = self.up = 0
+        page.on("websocket", self._listen)
+
+    def _listen(self, socket: WebSocket) -> None:
+        socket.on("framereceived", lambda frame: self._count(frame, 0))
+        socket.on("framesent", lambda frame: self._count(0, frame))
+
+    def _count(self, down: str | bytes | int, up: str | bytes | int) -> None:
+        self.down += len(down) if isinstance(down, str | bytes) else 0
+        self.up += len(up) if isinstance(up, str | bytes) else 0
+
+    def take(self) -> tuple[int, int]:
+        """Bytes down and up; counting begins anew."""
+        taken, self.down, self.up = (self.down, self.up), 0, 0
+        return taken
 
 
 def count_selected(page: Page) -> int:
@@ -102,3 +136,72 @@ def test_search_and_a_cluster_become_the_selection(page: Page) -> None:
     expect(page.get_by_role("button", name="Label all 60")).to_be_visible()
     page.get_by_role("button", name="Clear", exact=True).click()
     expect(page.get_by_text("Draw round a group with the lasso")).to_be_visible()
+
+
+def test_a_click_picks_one_question_and_clear_forgets_the_lasso(page: Page) -> None:
+    open_map(page)
+    lasso(page, page.locator(".st-key-map_figure"), LEFT_HALF)
+    expect(page.get_by_role("button", name="Label all")).to_be_visible()
+    assert page.evaluate("document.querySelectorAll('.st-key-map_figure .selectionlayer path').length") > 0
+    page.get_by_role("button", name="Clear", exact=True).click()
+    expect(page.get_by_text("Draw round a group with the lasso")).to_be_visible()
+    expect(page.locator(".st-key-map_figure .selectionlayer path")).to_have_count(0)
+    script = """() => {
+        const figure = document.querySelector('.st-key-map_figure .js-plotly-plot')
+        const frame = figure.querySelector('.nsewdrag').getBoundingClientRect()
+        const { xaxis, yaxis } = figure._fullLayout
+        const { x, y } = figure._fullData.find((trace) => trace.type === 'scattergl')
+        return [frame.left + xaxis.d2p(x[0]), frame.top + yaxis.d2p(y[0])]
+    }"""
+    page.mouse.click(*page.evaluate(script))
+    expect(page.get_by_role("button", name="Label all 1")).to_be_visible()
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_map_workspace(tmp_path_factory.mktemp("many") / "many", 90_000).root
+
+
+def test_eighty_thousand_questions_are_labelled_with_few_bytes(browser: Browser, many: Path) -> None:
+    with running_dashboard(many) as dashboard:
+        with open_tab(browser, dashboard) as page:
+            traffic = Traffic(page)
+            open_map(page)
+            assert traffic.take()[0] < 400_000  # a picture, not points
+            lasso(page, page.locator(".st-key-map_figure"), EVERYTHING)
+            expect(page.get_by_role("button", name="Label all")).to_be_visible()
+            wait_idle(page)
+            down, up = traffic.take()
+            assert down < 50_000 and up < 50_000
+            n = count_selected(page)
+            assert n > 80_000
+            before = read_camera(page)
+            field = page.get_by_role("combobox", name="Label as")
+            field.fill("deduction")
+            field.press("Enter")
+            wait_idle(page)
+            page.get_by_role("button", name="Label all").click()
+            expect(page.get_by_text(f"Labelled {n:,} questions 'deduction'").first).to_be_visible()
+            wait_idle(page)
+            down, up = traffic.take()
+            assert down < 50_000 and up < 50_000
+            assert read_camera(page) == pytest.approx(before)
+            page.get_by_test_id("stButtonGroup").get_by_text("Pan", exact=True).click()
+            wait_idle(page)
+            source = "document.querySelector('.st-key-map_figure .js-plotly-plot').layout.images[0].source"
+            whole = page.evaluate(source)
+            area = page.locator(".st-key-map_figure .nsewdrag").first.bounding_box()
+            assert area is not None
+            page.mouse.move(area["x"] + area["width"] / 2, area["y"] + area["height"] / 2)
+            for _ in range(5):
+                page.mouse.wheel(0, -300)
+            page.wait_for_function(f"whole => {source} !== whole", arg=whole)  # drawn anew, from nearer
+            wait_idle(page)
+            left, right, _ = read_camera(page)
+            assert right - left < before[1] - before[0]
+            expect_no_bug(page)
+        dashboard.process.terminate()
+        dashboard.process.wait()
+    with Store.open(Workspace(many)) as store:
+        labels = fetch_labels(store)
+    assert len(labels) == n and set(labels["skill"]) == {"deduction"}
