@@ -90,6 +90,12 @@ class SuggestConfig(StageConfig):
     seed: int = Field(0, ge=0, description="Random seed")
 
 
+class NextConfig(SuggestConfig):
+    """Choose the questions to label next."""
+
+    count: int = Field(10, ge=1, le=1000, description="How many questions")
+
+
 class FreezeConfig(StageConfig):
     """Freeze labels and accepted suggestions as a labelling."""
 

@@ -6,7 +6,8 @@ Each table is fed by exactly one source, so that `rebuild` can make the database
                                                 cluster suggestion labelling labelling_item adapter system metric
                                                 prediction activation token_activation route
     the run folder itself                       run part
-    events (what people did)                    skill label meta_question_edit plan plan_entry review event
+    events (what people did)                    skill label rejection skill_constraint meta_question_edit plan
+                                                plan_entry review event
 
 `Annotated` carries the sentence that the schema browser shows. A test keeps this file and the migrations equal.
 """
@@ -31,6 +32,8 @@ accepted: a person accepted a suggestion. decided: a person ended a disagreement
 restored: it stood in a frozen labelling that a person brought back.
 """
 Verdict = Literal["approve", "question", "reject"]
+Relation = Literal["same", "different"]
+"""What a person says of two groups of questions: they need the same skill, or different ones."""
 SystemKind = Literal["base", "expert", "mixed", "moe"]
 RunState = Literal["queued", "running", "finished", "stopped", "cancelled", "failed"]
 
@@ -188,6 +191,19 @@ class Rejection:
     event_id: Annotated[str, "event that made it"]
     question_id: Annotated[str, "question"]
     skill_id: Annotated[str, "skill that was refused"]
+    author: Annotated[str, "who"]
+    made_at: Annotated[datetime, "when (UTC)"]
+    retracted_by: Annotated[str | None, "event that took it back, or NULL while it stands"]
+
+
+@dataclass(frozen=True, slots=True)
+class SkillConstraint:
+    """A person's statement that two groups of questions need the same skill, or different ones."""
+
+    event_id: Annotated[str, "event that made it"]
+    relation: Annotated[str, "same or different"]
+    first_ids: Annotated[list[str], "question ids of the one side: a question, or all of a cluster"]
+    second_ids: Annotated[list[str], "question ids of the other side"]
     author: Annotated[str, "who"]
     made_at: Annotated[datetime, "when (UTC)"]
     retracted_by: Annotated[str | None, "event that took it back, or NULL while it stands"]
@@ -406,9 +422,10 @@ class Part:
 TABLES: dict[str, type] = {
     "task": Task, "question": Question, "rejected_row": RejectedRow, "meta_question": MetaQuestion,
     "meta_question_edit": MetaQuestionEdit, "embedding": Embedding, "map": Map, "map_point": MapPoint,
-    "cluster": Cluster, "skill": Skill, "label": Label, "rejection": Rejection, "suggestion": Suggestion,
-    "labelling": Labelling, "labelling_item": LabellingItem, "plan": Plan, "plan_entry": PlanEntry,
-    "adapter": Adapter, "system": System, "run": Run, "metric": Metric, "prediction": Prediction,
+    "cluster": Cluster, "skill": Skill, "label": Label, "rejection": Rejection,
+    "skill_constraint": SkillConstraint, "suggestion": Suggestion, "labelling": Labelling,
+    "labelling_item": LabellingItem, "plan": Plan, "plan_entry": PlanEntry, "adapter": Adapter, "system": System,
+    "run": Run, "metric": Metric, "prediction": Prediction,
     "activation": Activation, "token_activation": TokenActivation, "route": Route, "review": Review, "event": Event,
     "part": Part,
 }  # fmt: skip

@@ -13,8 +13,10 @@ from metamoe_backend.store.events import record
 from metamoe_backend.store.experts import fetch_plan_entries, fetch_plans, save_plan
 from metamoe_backend.store.skills import (
     accept_suggestions,
+    constrain_questions,
     create_skill,
     decide_label,
+    fetch_constraints,
     fetch_labels,
     fetch_question_labels,
     fetch_skills,
@@ -99,7 +101,7 @@ def test_a_taken_name_leaves_no_event(store):
 
 def test_unknown_questions_and_nameless_authors_are_refused(store):
     skill = create_skill(store, "logic", "ana")
-    with pytest.raises(NotFoundError, match="nothing was labelled"):
+    with pytest.raises(NotFoundError, match="nothing was changed"):
         label_questions(store, skill, ["nowhere"], "ana", "question")
     with pytest.raises(UserError, match="author"):
         create_skill(store, "algebra", "  ")
@@ -298,3 +300,28 @@ def test_acts_of_a_skill_that_was_taken_back_keep_its_name(store):
     undo(store, fetch_undoable(store, "ana").event_id, "ana")
     acts = fetch_acts(store)
     assert (acts[0].kind, acts[0].of.values["skill"]) == ("undo", "sums")
+
+
+def test_a_constraint_stands_until_taken_back_and_outlives_the_database(workspace):
+    with Store.open(workspace) as store:
+        ids = insert_questions(store, 4)
+        event = constrain_questions(store, "same", ids[:1], ids[1:3], "ana")
+        constrain_questions(store, "different", ids[:1], ids[3:], "ana")
+        back = undo(store, event, "ana")
+        assert fetch_constraints(store)["relation"].tolist() == ["different"]
+        undo(store, back, "ana")
+    workspace.database.unlink()
+    with Store.open(workspace) as store:
+        found = fetch_constraints(store)
+        assert found["relation"].tolist() == ["same", "different"]
+        assert [list(found["first_ids"][0]), list(found["second_ids"][0])] == [ids[:1], ids[1:3]]
+
+
+def test_a_constraint_needs_two_groups_of_questions_that_exist(store):
+    ids = insert_questions(store, 2)
+    for first, second in ((ids, ids[:1]), ([], ids)):
+        with pytest.raises(ConflictError, match="two groups"):
+            constrain_questions(store, "same", first, second, "ana")
+    with pytest.raises(NotFoundError, match="nothing was changed"):
+        constrain_questions(store, "same", ids, ["nowhere"], "ana")
+    assert fetch_constraints(store).empty

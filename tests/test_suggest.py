@@ -13,8 +13,9 @@ from metamoe_backend.embed import hash_text
 from metamoe_backend.errors import ConfigError, ConflictError, NotFoundError
 from metamoe_backend.launch import run_now
 from metamoe_backend.skills import labelling
+from metamoe_backend.skills.features import Features, make_features
 from metamoe_backend.skills.labelling import select_items
-from metamoe_backend.skills.suggest import compute, fit_predict, make_features, prepare, rule_out, settle_votes
+from metamoe_backend.skills.suggest import Constraint, compute, fit_predict, prepare, rule_out, settle_votes
 from metamoe_backend.store.skills import create_skill, fetch_labellings, label_questions, reject_suggestions
 from tests.conftest import insert_questions, insert_rows
 from tests.fake_encoder import FakeEncoder, install
@@ -43,6 +44,12 @@ def asked() -> tuple[np.ndarray, list[str], np.ndarray]:
     return FakeEncoder().encode(texts), texts, np.array(classes)[order]
 
 
+@pytest.fixture(scope="module")
+def features(asked) -> Features:
+    vectors, texts, _ = asked
+    return make_features(vectors, texts, 0)
+
+
 def _draw(classes: np.ndarray, per_class: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     labels = np.full(len(classes), -1)
@@ -53,57 +60,57 @@ def _draw(classes: np.ndarray, per_class: int, seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("per_class", "least"), [(3, 0.67), (10, 0.97)])
-def test_a_few_labels_are_enough(asked, per_class, least):
-    vectors, texts, classes = asked
+def test_a_few_labels_are_enough(asked, features, per_class, least):
+    _, _, classes = asked
     shares = []
     for seed in range(3):
         labels = _draw(classes, per_class, seed)
-        found = fit_predict(vectors, texts, labels, seed).argmax(axis=1)
+        found = fit_predict(features, labels, seed).argmax(axis=1)
         shares.append((found == classes)[labels < 0].mean())
     assert np.mean(shares) > least
 
 
-def test_probabilities_are_probabilities_and_labels_stand(asked):
-    vectors, texts, classes = asked
+def test_probabilities_are_probabilities_and_labels_stand(asked, features):
+    _, _, classes = asked
     labels = _draw(classes, 4, 0)
-    probabilities = fit_predict(vectors, texts, labels, 0)
+    probabilities = fit_predict(features, labels, 0)
     assert probabilities.shape == (120, 3)
     assert np.allclose(probabilities.sum(axis=1), 1)
     assert (probabilities >= 0).all()
     assert np.array_equal(probabilities[labels >= 0], np.eye(3)[labels[labels >= 0]])
 
 
-def test_the_same_seed_gives_the_same_probabilities(asked):
-    vectors, texts, classes = asked
+def test_the_same_seed_gives_the_same_probabilities(asked, features):
+    _, _, classes = asked
     labels = _draw(classes, 4, 0)
-    assert np.array_equal(fit_predict(vectors, texts, labels, 5), fit_predict(vectors, texts, labels, 5))
+    assert np.array_equal(fit_predict(features, labels, 5), fit_predict(features, labels, 5))
 
 
-def test_labels_without_meaning_leave_the_model_unsure(asked):
-    vectors, texts, classes = asked
+def test_labels_without_meaning_leave_the_model_unsure(asked, features):
+    _, _, classes = asked
     labels = _draw(classes, 12, 1)
     known = np.flatnonzero(labels >= 0)
-    sure = fit_predict(vectors, texts, labels, 0)[labels < 0].max(axis=1).mean()
+    sure = fit_predict(features, labels, 0)[labels < 0].max(axis=1).mean()
     labels[known] = np.random.default_rng(3).permutation(labels[known])
-    unsure = fit_predict(vectors, texts, labels, 0)[labels < 0].max(axis=1).mean()
+    unsure = fit_predict(features, labels, 0)[labels < 0].max(axis=1).mean()
     assert sure > 0.9
     assert unsure < 0.6
 
 
-def test_a_skill_labelled_by_the_dozen_does_not_swallow_the_others(asked):
-    vectors, texts, classes = asked
+def test_a_skill_labelled_by_the_dozen_does_not_swallow_the_others(asked, features):
+    _, _, classes = asked
     shares = []
     for seed in range(4):
         labels = _draw(classes, 2, seed)
         labels[np.flatnonzero(classes == 0)[:30]] = 0
-        found = fit_predict(vectors, texts, labels, seed).argmax(axis=1)
+        found = fit_predict(features, labels, seed).argmax(axis=1)
         shares.append((found == 0)[(labels < 0) & (classes != 0)].mean())
     assert np.mean(shares) < 0.48, shares
 
 
-def test_one_label_a_skill_gives_no_false_certainty(asked):
-    vectors, texts, classes = asked
-    probabilities = fit_predict(vectors, texts, _draw(classes, 1, 0), 0)
+def test_one_label_a_skill_gives_no_false_certainty(asked, features):
+    _, _, classes = asked
+    probabilities = fit_predict(features, _draw(classes, 1, 0), 0)
     assert np.isfinite(probabilities).all()
 
 
@@ -113,7 +120,7 @@ def test_any_few_questions_can_be_suggested_for(data):
     n = data.draw(st.integers(3, 12))
     texts = data.draw(st.lists(st.text(max_size=20), min_size=n, max_size=n))
     labels = np.array([0, 1, *data.draw(st.lists(st.sampled_from([-1, -1, 0, 1]), min_size=n - 2, max_size=n - 2))])
-    probabilities = fit_predict(FakeEncoder(dim=8).encode(texts), texts, labels, 0)
+    probabilities = fit_predict(make_features(FakeEncoder(dim=8).encode(texts), texts, 0), labels, 0)
     assert probabilities.shape == (n, 2)
     assert np.allclose(probabilities.sum(axis=1), 1)
 
@@ -121,8 +128,39 @@ def test_any_few_questions_can_be_suggested_for(data):
 def test_numbers_do_not_count_as_words():
     vectors = np.ones((4, 3)) / np.sqrt(3)
     features = make_features(vectors, ["add 12 now", "add 7 now", "spell pear now", "spell fig now"], 0)
-    assert np.allclose(features[0], features[1])
-    assert not np.allclose(features[0], features[2])
+    assert np.allclose(features.joined[0], features.joined[1])
+    assert not np.allclose(features.joined[0], features.joined[2])
+
+
+def _find_forms(classes: np.ndarray, texts: list[str], word: str) -> np.ndarray:
+    """Places of the questions of one wording."""
+    return np.array([place for place, text in enumerate(texts) if word in text])
+
+
+def test_a_wording_tied_to_a_labelled_question_follows_it_and_one_held_apart_does_not(asked, features):
+    _, texts, classes = asked
+    labels = _draw(classes, 1, 0)
+    odd, tied = _find_forms(classes, texts, "leap year"), int(np.flatnonzero(labels == 0)[0])
+    free = odd[labels[odd] < 0]
+    shares = {}
+    for relation in ("same", "different"):
+        constraint = Constraint(relation, np.array([tied]), free)
+        shares[relation] = fit_predict(features, labels, 0, [constraint])[free, 0].mean()
+    without = fit_predict(features, labels, 0)[free, 0].mean()
+    assert shares["same"] > 0.9 > without > shares["different"]
+
+
+def test_constraints_carry_a_label_from_question_to_question(asked, features):
+    _, _, classes = asked
+    labels = _draw(classes, 2, 1)
+    lone = np.flatnonzero((labels < 0) & (classes == 2))[:2]
+    chain = [
+        Constraint("same", np.flatnonzero(labels == 1)[:1], lone[:1]),
+        Constraint("same", lone[:1], lone[1:]),
+    ]
+    probabilities = fit_predict(features, labels, 0, chain)
+    assert np.allclose(probabilities.sum(axis=1), 1)
+    assert probabilities[lone].argmax(axis=1).tolist() == [1, 1]
 
 
 # ---- the stage --------------------------------------------------------------------------------------------------
@@ -134,6 +172,7 @@ def _labels(*rows: tuple[str, str, str]) -> pd.DataFrame:
 
 
 NONE = pd.DataFrame({"question_id": [], "skill_id": []})
+FREE = pd.DataFrame({"relation": [], "first_ids": [], "second_ids": []})
 
 
 def test_what_was_refused_is_ruled_out():
@@ -172,7 +211,11 @@ def test_every_unlabelled_question_gets_a_suggestion_with_its_runner_up(asked, t
     free = np.setdiff1d(np.arange(len(ids)), known)
     rows = [(ids[i], NAMES[classes[i]], "question") for i in known] + [(ids[free[0]], "sums", "accepted")]
     context = RecordingContext(tmp_path)
-    compute({"questions": questions, "labels": _labels(*rows), "rejections": NONE}, SuggestConfig(), context)
+    compute(
+        {"questions": questions, "labels": _labels(*rows), "rejections": NONE, "constraints": FREE},
+        SuggestConfig(),
+        context,
+    )
     found = context.rows("suggestion")
     assert set(found["question_id"]) == set(ids[free[1:]])
     assert (found["skill_id"] != found["runner_up"]).all()
@@ -190,7 +233,9 @@ def test_where_all_is_labelled_nothing_is_suggested(tmp_path):
     )
     labels = _labels(("a", "x", "file"), ("b", "y", "file"), ("c", "x", "file"))
     context = RecordingContext(tmp_path)
-    compute({"questions": questions, "labels": labels, "rejections": NONE}, SuggestConfig(), context)
+    compute(
+        {"questions": questions, "labels": labels, "rejections": NONE, "constraints": FREE}, SuggestConfig(), context
+    )
     assert not context.emitted
     assert context.messages == ["Every question has a label; there is nothing to suggest."]
 

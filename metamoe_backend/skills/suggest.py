@@ -1,10 +1,11 @@
 """Suggest: a skill for every question nobody has labelled, from a handful of labels.
 
-Works on the original vectors, never on the picture. With 1 to 10 random labels a skill, joining the vectors with word
-features helped more than any choice of classifier, and letting near neighbours vote added a little.
+Works on the original vectors, never on the picture, and on what unlabelled questions tell: the groups they form (see
+`features`) and who lies near whom. docs/benchmarks.md says how many labels that saves.
 """
 
-import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,39 +14,49 @@ import pandas as pd
 from metamoe_backend.config import SuggestConfig
 from metamoe_backend.embed import fetch_embedded_questions, stack_vectors
 from metamoe_backend.errors import ConfigError
+from metamoe_backend.rows import Relation
+from metamoe_backend.skills.features import Features, find_neighbours, make_features
 
 if TYPE_CHECKING:
     from metamoe_backend.stage import Context, Inputs
     from metamoe_backend.store.connection import Store
 
-WORD_DIMENSIONS = 128
 NEIGHBOURS = 10
 TRUST_IN_NEIGHBOURS = 0.7
 """Share of a question's probabilities that comes from its neighbours, at each of SPREADING_STEPS."""
 SPREADING_STEPS = 20
 INVERSE_REGULARISATION = 160.0
-"""Of the logistic regression on unit features (sklearn's C)."""
+"""Of the logistic regression (sklearn's C)."""
 FOLDS = 5
 _TEMPERATURES = np.geomspace(0.2, 5.0, 41)
-_TOKEN = r"(?u)[^\W\d_\u3400-\u9fff]+|\d|[\u3400-\u9fff]"
-"""Words and single Chinese characters; numbers are one token (see `_fold_numbers`). Signs are left out: they tell the
-format of a data set rather than a skill."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """Two groups of questions need the same skill, or different ones."""
+
+    relation: Relation
+    first: np.ndarray
+    """[k] int: places of the questions of one side."""
+    second: np.ndarray
 
 
 def prepare(store: "Store", config: SuggestConfig) -> "Inputs":
-    """Questions (question_id, text, vector), standing labels (question_id, skill_id, skill, how, event_id) and
-    rejections (question_id, skill_id): suggestions that people refused.
+    """Questions (question_id, text, vector), standing labels (question_id, skill_id, skill, how, event_id), rejections
+    (question_id, skill_id: suggestions that people refused) and constraints (relation, first_ids, second_ids).
 
     Raises `NotFoundError` when something is not embedded yet, `ConfigError` when fewer than two skills have labels.
     """
-    from metamoe_backend.store.skills import fetch_labels, fetch_rejections
+    from metamoe_backend.store.skills import fetch_constraints, fetch_labels, fetch_rejections
 
     labels = fetch_labels(store)[["question_id", "skill_id", "skill", "how", "event_id"]]
     rejections = fetch_rejections(store)[["question_id", "skill_id"]]
     _require_two_skills(labels)
-    questions = fetch_embedded_questions(store, config.encoder, config.of, config.method)
-    questions["text"] = questions["prompt"] if config.of == "question" else _find_meta_texts(store, questions, config)
-    return {"questions": questions[["question_id", "text", "vector"]], "labels": labels, "rejections": rejections}
+    questions = fetch_readable(store, config)
+    return {
+        "questions": questions, "labels": labels, "rejections": rejections,
+        "constraints": fetch_constraints(store)[["relation", "first_ids", "second_ids"]],
+    }  # fmt: skip
 
 
 def compute(inputs: "Inputs", config: SuggestConfig, context: "Context") -> None:
@@ -56,7 +67,8 @@ def compute(inputs: "Inputs", config: SuggestConfig, context: "Context") -> None
     number = {skill_id: place for place, skill_id in enumerate(classes)}
     known = questions["question_id"].map(voted).map(number).fillna(-1).astype(int).to_numpy()
     context.progress(0, 1)
-    probabilities = fit_predict(stack_vectors(questions["vector"]), questions["text"].tolist(), known, config.seed)
+    features = make_features(stack_vectors(questions["vector"]), questions["text"].tolist(), config.seed)
+    probabilities = fit_predict(features, known, config.seed, _find_constraints(inputs["constraints"], questions))
     is_free = ~questions["question_id"].isin(inputs["labels"]["question_id"]).to_numpy()
     if not is_free.any():
         context.log("Every question has a label; there is nothing to suggest.")
@@ -66,6 +78,18 @@ def compute(inputs: "Inputs", config: SuggestConfig, context: "Context") -> None
     allowed, possible = rule_out(ids, probabilities[is_free], classes, inputs["rejections"])
     context.emit("suggestion", _make_rows(ids[possible], allowed[possible], classes))
     context.progress(1, 1)
+
+
+def _find_constraints(constraints: pd.DataFrame, questions: pd.DataFrame) -> list[Constraint]:
+    """Constraints by the questions' places; those that name no question here on one side are left out."""
+    places = pd.Index(questions["question_id"])
+    found = []
+    for row in constraints.itertuples():
+        sides = [places.get_indexer(list(ids)) for ids in (row.first_ids, row.second_ids)]
+        first, second = (side[side >= 0] for side in sides)
+        if len(first) and len(second):
+            found.append(Constraint(row.relation, first, second))
+    return found
 
 
 def rule_out(
@@ -103,105 +127,101 @@ def settle_votes(labels: pd.DataFrame) -> pd.Series:
     return decisive.set_index("question_id")["skill_id"]
 
 
-def fit_predict(vectors: np.ndarray, texts: list[str], labels: np.ndarray, seed: int) -> np.ndarray:
+def fit_predict(
+    features: Features, labels: np.ndarray, seed: int, constraints: Sequence[Constraint] = ()
+) -> np.ndarray:
     """Probabilities [n, classes] of n questions from the few that are labelled.
 
-    vectors: [n, dim], unit. labels: [n] int, the class from 0, or -1 for a question without a label; the classes are
+    labels: [n] int, the class from 0, or -1 for a question without a label; the classes are
     0 … classes-1, each with a label, at least two. A labelled question keeps its label with probability 1.
 
-    Logistic regression on vectors joined with word features, then label spreading (Zhou 2004) that starts from its
-    probabilities instead of zeros; a temperature found by cross-validation over the labelled questions makes the result
-    honest. Where too few labels allow no cross-validation it stays as it comes: rather too unsure.
+    Logistic regression, then label spreading (Zhou 2004) that starts from its probabilities instead of zeros and
+    respects the constraints at each step; a temperature found by cross-validation over the labelled questions makes the
+    result honest. Where too few labels allow no cross-validation it stays as it comes: rather too unsure.
     """
-    features = make_features(vectors, texts, seed)
-    graph = _make_graph(features)
     places = np.flatnonzero(labels >= 0)
-    classes = int(labels.max()) + 1
-    spread = _spread(features, graph, places, labels[places], classes)
-    temperature = _find_temperature(features, graph, places, labels[places], classes, seed)
+    spreading = _Spreading(features.columns, _make_graph(features.joined), int(labels.max()) + 1, constraints)
+    spread = spreading.run(places, labels[places])
+    temperature = _find_temperature(spreading, places, labels[places], seed)
     probabilities = _sharpen(spread, temperature)
-    probabilities[places] = np.eye(classes)[labels[places]]
+    probabilities[places] = np.eye(spreading.classes)[labels[places]]
     return probabilities
 
 
-def make_features(vectors: np.ndarray, texts: list[str], seed: int) -> np.ndarray:
-    """Unit vectors beside unit word features [n, dim + up to WORD_DIMENSIONS]: TF-IDF of words and pairs, then SVD.
+def fit_classifier(columns: np.ndarray, labels: np.ndarray, max_iter: int = 1000) -> Any:
+    """Logistic regression that maps columns [n, dim] to the classes in labels [n]; each class weighs the same."""
+    from sklearn.linear_model import LogisticRegression
 
-    The words of unlabelled questions take part too. Texts without any word leave the vectors alone.
-    """
-    from sklearn.decomposition import TruncatedSVD
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.preprocessing import normalize
-
-    plain = normalize(vectors)
-    counter = TfidfVectorizer(
-        preprocessor=_fold_numbers, token_pattern=_TOKEN, ngram_range=(1, 2), sublinear_tf=True, max_features=50_000
-    )
-    if not any(re.search(_TOKEN, _fold_numbers(text)) for text in texts):
-        return plain
-    words = counter.fit_transform(texts)
-    dimensions = min(WORD_DIMENSIONS, words.shape[0] - 1, words.shape[1] - 1)
-    if dimensions < 2:
-        return plain
-    with np.errstate(invalid="ignore"):  # equal texts have no variance to explain
-        reduced = TruncatedSVD(dimensions, random_state=seed).fit_transform(words)
-    return np.hstack([plain, normalize(reduced)])
+    # A person who labels a whole cluster at once does not say that this skill is more frequent than others.
+    model = LogisticRegression(C=INVERSE_REGULARISATION, class_weight="balanced", max_iter=max_iter)
+    return model.fit(columns, labels)
 
 
-def _fold_numbers(text: str) -> str:
-    return re.sub(r"\d+(?:[.,]\d+)*", "0", text.lower())
-
-
-def _make_graph(features: np.ndarray) -> Any:
+def _make_graph(joined: np.ndarray) -> Any:
     """Symmetrically normalised neighbour graph, sparse [n, n]; weights are cosines to the fourth power."""
     from scipy.sparse import csr_matrix, diags
-    from sklearn.neighbors import NearestNeighbors
 
-    n = len(features)
-    count = min(NEIGHBOURS, n - 1)
-    distances, near = NearestNeighbors(n_neighbors=count, metric="cosine", algorithm="brute").fit(features).kneighbors()
-    weights = np.clip(1 - distances, 0, 1) ** 4
-    rows = np.repeat(np.arange(n), count)
-    graph = csr_matrix((weights.ravel(), (rows, near.ravel())), shape=(n, n))
+    similarities, near = find_neighbours(joined, NEIGHBOURS)
+    n, count = near.shape
+    weights = np.clip(similarities, 0, 1) ** 4
+    graph = csr_matrix((weights.ravel(), (np.repeat(np.arange(n), count), near.ravel())), shape=(n, n))
     graph = graph.maximum(graph.T)
     scale = diags(1 / np.sqrt(np.maximum(np.asarray(graph.sum(axis=1)).ravel(), 1e-9)))
     return scale @ graph @ scale
 
 
-def _spread(features: np.ndarray, graph: Any, places: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Probabilities [n, classes] before calibration, from the labels at `places`."""
-    from sklearn.linear_model import LogisticRegression
+@dataclass(frozen=True, slots=True)
+class _Spreading:
+    """What spreads from labels to all questions: everything but the labels."""
 
-    found = np.unique(labels)
-    # A person who labels a whole cluster at once does not say that this skill is more frequent than others.
-    model = LogisticRegression(C=INVERSE_REGULARISATION, class_weight="balanced", max_iter=1000)
-    model.fit(features[places], labels)
-    start = np.zeros((len(features), classes))
-    start[:, found] = model.predict_proba(features)
-    start[places] = np.eye(classes)[labels]
-    current = start
-    for _ in range(SPREADING_STEPS):
-        current = TRUST_IN_NEIGHBOURS * (graph @ current) + (1 - TRUST_IN_NEIGHBOURS) * start
-    return current / current.sum(axis=1, keepdims=True)
+    columns: np.ndarray
+    graph: Any
+    classes: int
+    constraints: Sequence[Constraint]
+
+    def run(self, places: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Probabilities [n, classes] before calibration, from the labels at `places`."""
+        model = fit_classifier(self.columns[places], labels)
+        start = np.zeros((len(self.columns), self.classes))
+        start[:, model.classes_] = model.predict_proba(self.columns)
+        start[places] = np.eye(self.classes)[labels]
+        current = start
+        for _ in range(SPREADING_STEPS):
+            current = TRUST_IN_NEIGHBOURS * (self.graph @ current) + (1 - TRUST_IN_NEIGHBOURS) * start
+            if self.constraints:
+                current[places] = start[places]
+                current = _respect(self.constraints, current)
+        return current / current.sum(axis=1, keepdims=True)
 
 
-def _find_temperature(
-    features: np.ndarray, graph: Any, places: np.ndarray, labels: np.ndarray, classes: int, seed: int
-) -> float:
+def _respect(constraints: Sequence[Constraint], probabilities: np.ndarray) -> np.ndarray:
+    """Each side takes the other's mean probabilities as evidence for a skill (same) or against it (different)."""
+    current = probabilities / probabilities.sum(axis=1, keepdims=True)
+    for constraint in constraints:
+        sides = [constraint.first, constraint.second]
+        means = [current[side].mean(axis=0) for side in sides]
+        for side, mean in zip(sides, reversed(means), strict=True):
+            evidence = mean if constraint.relation == "same" else 1 - mean
+            weighed = current[side] * np.maximum(evidence, 1e-6)
+            current[side] = weighed / np.maximum(weighed.sum(axis=1, keepdims=True), 1e-12)
+    return current
+
+
+def _find_temperature(spreading: _Spreading, places: np.ndarray, labels: np.ndarray, seed: int) -> float:
     """The temperature that makes held-out labels most probable, each class weighing the same.
 
     1 where a class has fewer than two labels.
     """
     from sklearn.model_selection import StratifiedKFold
 
-    sizes = np.bincount(labels, minlength=classes)
+    sizes = np.bincount(labels, minlength=spreading.classes)
     least = int(sizes.min())
     if least < 2:
         return 1.0
     folds = StratifiedKFold(min(FOLDS, least), shuffle=True, random_state=seed)
-    held_out = np.zeros((len(labels), classes))
+    held_out = np.zeros((len(labels), spreading.classes))
     for fit, test in folds.split(places, labels):
-        held_out[test] = _spread(features, graph, places[fit], labels[fit], classes)[places[test]]
+        held_out[test] = spreading.run(places[fit], labels[fit])[places[test]]
     own = np.arange(len(labels)), labels
     weights = 1 / sizes[labels]
     losses = [-np.average(np.log(_sharpen(held_out, float(t))[own]), weights=weights) for t in _TEMPERATURES]
@@ -226,6 +246,13 @@ def _make_rows(question_ids: np.ndarray, probabilities: np.ndarray, classes: lis
             "runner_up": names[order[:, 1]], "margin": best - second,
         }
     )  # fmt: skip
+
+
+def fetch_readable(store: "Store", config: SuggestConfig) -> pd.DataFrame:
+    """What can be learned from: question_id, text, vector. Raises `NotFoundError` when something is not embedded."""
+    questions = fetch_embedded_questions(store, config.encoder, config.of, config.method)
+    questions["text"] = questions["prompt"] if config.of == "question" else _find_meta_texts(store, questions, config)
+    return questions[["question_id", "text", "vector"]]
 
 
 def _require_two_skills(labels: pd.DataFrame) -> None:

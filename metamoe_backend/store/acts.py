@@ -11,7 +11,7 @@ from metamoe_backend.store.events import UNDO, find_standing_undos, record
 
 _FIELDS = (
     "skill_id", "into", "from", "name", "before", "plan", "labelling", "how", "why", "text", "target_kind", "target",
-    "verdict", "comment", "event_id",
+    "verdict", "comment", "relation", "event_id",
 )  # fmt: skip
 _SKILL_FIELDS = ("skill_id", "into", "from")
 

@@ -279,6 +279,17 @@ def _make_room_for_restored(cursor: duckdb.DuckDBPyConnection, event: EventRecor
     )
 
 
+# ---- constraints ------------------------------------------------------------------------------------------------
+
+
+def _apply_constraint(cursor: duckdb.DuckDBPyConnection, event: EventRecord) -> None:
+    values = event.payload
+    cursor.execute(
+        "INSERT INTO skill_constraint VALUES (?, ?, ?, ?, ?, ?, NULL)",
+        [event.event_id, values["relation"], values["first_ids"], values["second_ids"], event.by, event.at],
+    )
+
+
 # ---- everything else people do ----------------------------------------------------------------------------------
 
 
@@ -360,7 +371,7 @@ def _find_event(cursor: duckdb.DuckDBPyConnection, event_id: str) -> EventRecord
 
 
 def _undo_statements(table: str) -> Reverse:
-    """For acts that made rows of `table` (label or rejection): the rows are taken back."""
+    """For acts that made rows of `table` (label, rejection or skill_constraint): the rows are taken back."""
 
     def undo(cursor: duckdb.DuckDBPyConnection, act: EventRecord, undo_id: str) -> None:
         cursor.execute(
@@ -506,6 +517,7 @@ APPLY: dict[str, Apply] = {
     "unlabel": _apply_unlabel,
     "suggestions_accepted": _apply_suggestions_accepted,
     "suggestions_rejected": _apply_suggestions_rejected,
+    "constraint": _apply_constraint,
     "labels_restored": _apply_labels_restored,
     "meta_question_edited": _apply_meta_question_edited,
     "plan_saved": _apply_plan_saved,
@@ -523,6 +535,7 @@ UNDO: dict[str, Reverse] = {
     "unlabel": _undo_unlabel,
     "suggestions_accepted": _undo_statements("label"),
     "suggestions_rejected": _undo_statements("rejection"),
+    "constraint": _undo_statements("skill_constraint"),
     "labels_restored": _undo_labels_restored,
     "meta_question_edited": _undo_meta_question_edited,
     "plan_saved": _undo_plan_saved,
@@ -535,6 +548,7 @@ REDO: dict[str, Reverse] = {
     "label": _redo_statements("label"),
     "suggestions_accepted": _redo_statements("label"),
     "suggestions_rejected": _redo_statements("rejection"),
+    "constraint": _redo_statements("skill_constraint"),
     "labels_restored": _redo_labels_restored,
     "plan_saved": _redo_plan_saved,
 }

@@ -145,6 +145,15 @@ def m002_rejections_and_decisions(cursor: duckdb.DuckDBPyConnection) -> None:
     """)
 
 
+def m003_skill_constraints(cursor: duckdb.DuckDBPyConnection) -> None:
+    """Two groups of questions need the same skill, or different ones."""
+    cursor.execute("""
+        CREATE TABLE skill_constraint (event_id VARCHAR NOT NULL, relation VARCHAR NOT NULL,
+            first_ids VARCHAR[] NOT NULL, second_ids VARCHAR[] NOT NULL, author VARCHAR NOT NULL,
+            made_at TIMESTAMP NOT NULL, retracted_by VARCHAR)
+    """)
+
+
 def _describe_columns(cursor: duckdb.DuckDBPyConnection) -> None:
     """Columns carry their meaning from rows.py as comments."""
     for table in TABLES:
@@ -156,6 +165,7 @@ def _describe_columns(cursor: duckdb.DuckDBPyConnection) -> None:
 MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (
     m001_first_tables,
     m002_rejections_and_decisions,
+    m003_skill_constraints,
 )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from metamoe_backend.errors import ConfigError, ConflictError, NotFoundError
-from metamoe_backend.rows import How
+from metamoe_backend.rows import How, Relation
 from metamoe_backend.skills.palette import next_colour
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.events import make_event_id, record
@@ -56,6 +56,13 @@ def fetch_rejections(store: Store) -> pd.DataFrame:
     return store.frame("SELECT * FROM standing_rejection ORDER BY event_id, question_id")
 
 
+def fetch_constraints(store: Store) -> pd.DataFrame:
+    """Standing constraints, oldest first: event_id, relation, first_ids, second_ids, author, made_at."""
+    return store.frame(
+        "SELECT * EXCLUDE (retracted_by) FROM skill_constraint WHERE retracted_by IS NULL ORDER BY event_id"
+    )
+
+
 def fetch_question_labels(store: Store) -> pd.DataFrame:
     """One skill a question: question_id, skill_id, skill, source (label or suggestion), probability.
 
@@ -67,6 +74,27 @@ def fetch_question_labels(store: Store) -> pd.DataFrame:
         SELECT question_id, skill_id, skill, 'suggestion', probability FROM current_suggestion
         ORDER BY question_id
     """)
+
+
+def fetch_questions_to_label(store: Store, map_id: str | None) -> pd.DataFrame:
+    """Every question with what is known of its skill and its place on a map, in one pass: read after each label.
+
+    question_id, task, split, x, y, cluster (-1: none), strength (NULL where it has no place), skill (label or
+    suggestion), labelled (by a person), probability (1 for a label), margin and runner_up (skill_id) of a suggestion.
+    """
+    return store.frame(
+        """
+        SELECT question.question_id, question.task, question.split, point.x, point.y,
+            coalesce(point.cluster, -1) AS cluster, point.strength, coalesce(label.skill, suggestion.skill) AS skill,
+            label.skill IS NOT NULL AS labelled, if(label.skill IS NULL, suggestion.probability, 1.0) AS probability,
+            suggestion.margin, suggestion.runner_up
+        FROM question LEFT JOIN (SELECT * FROM map_point WHERE map_id = $map) AS point USING (question_id)
+        LEFT JOIN question_label AS label USING (question_id)
+        LEFT JOIN current_suggestion AS suggestion USING (question_id)
+        ORDER BY question.task, question.position, question.question_id
+        """,
+        {"map": map_id},
+    )
 
 
 def fetch_labellings(store: Store) -> pd.DataFrame:
@@ -204,6 +232,20 @@ def label_questions(store: Store, skill_id: str, question_ids: Sequence[str], by
     return record(store, "label", by, {"skill_id": skill_id, "question_ids": ids, "how": how})
 
 
+def constrain_questions(
+    store: Store, relation: Relation, first_ids: Sequence[str], second_ids: Sequence[str], by: str
+) -> str:
+    """State that two groups of questions need the same skill, or different ones; returns the event id.
+
+    Raises `NotFoundError` for an unknown question, `ConflictError` where a group is empty or the groups overlap.
+    """
+    first, second = list(dict.fromkeys(first_ids)), list(dict.fromkeys(second_ids))
+    if not first or not second or set(first) & set(second):
+        raise ConflictError("A constraint joins two groups of questions without a question in common; choose others.")
+    _require_questions(store, [*first, *second])
+    return record(store, "constraint", by, {"relation": relation, "first_ids": first, "second_ids": second})
+
+
 def _require_questions(store: Store, ids: Sequence[str]) -> None:
     unknown = store.frame(
         "SELECT id FROM (SELECT unnest($ids::VARCHAR[]) AS id) WHERE id NOT IN (SELECT question_id FROM question) LIMIT 1",
@@ -211,7 +253,7 @@ def _require_questions(store: Store, ids: Sequence[str]) -> None:
     )
     if len(unknown):
         raise NotFoundError(
-            f"Question {unknown['id'][0]!r} does not exist in workspace {store.workspace.name}; nothing was labelled."
+            f"Question {unknown['id'][0]!r} does not exist in workspace {store.workspace.name}; nothing was changed."
         )
 
 

@@ -17,6 +17,8 @@ def act_text(act: Act) -> str:
         return _("plan '{plan}'").format(plan=said["plan"])
     if act.kind == "review":
         return _review_text(act)
+    if act.kind == "constraint":
+        return _("same skill on both sides") if said["relation"] == "same" else _("different skills on the two sides")
     if act.kind == "meta_question_edited":
         return _("meta-question '{text}'").format(text=said["text"])
     return act.kind.replace("_", " ")
