@@ -9,7 +9,8 @@ from metamoe_backend.store.connection import Store
 from pages.shared.i18n import _, ngettext
 from pages.shared.layout import answer_line, canvas_and_inspector, empty_state, page_header
 from pages.shared.skills_data import load_questions, load_skills, load_suggestions
-from pages.shared.skills_history import render_history, render_labellings
+from pages.shared.skills_history import render_history
+from pages.shared.skills_labellings import render_labellings
 from pages.shared.skills_queue import choose_turn, render_card, render_small_map
 from pages.shared.skills_suggestions import UNCERTAIN_BELOW, render_suggestions
 from pages.shared.skills_table import render_new_skill, render_skills_table

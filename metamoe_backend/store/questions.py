@@ -117,6 +117,15 @@ def fetch_meta_question_history(store: Store, question_id: str) -> pd.DataFrame:
     )
 
 
+def fetch_prompts(store: Store, question_ids: Sequence[str]) -> dict[str, str]:
+    """Texts of these questions by id; unknown ids are left out."""
+    rows = store.cursor().execute(
+        "SELECT question_id, prompt FROM question WHERE question_id IN (SELECT unnest(?::VARCHAR[]))",
+        [list(question_ids)],
+    )
+    return dict(rows.fetchall())
+
+
 def edit_meta_question(store: Store, question_id: str, method: MetaQuestionMethod, text: str, by: str) -> str:
     """Let a person's text stand for what `method` built, also after it is built anew; returns the event id.
 

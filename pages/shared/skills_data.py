@@ -3,15 +3,15 @@
 import pandas as pd
 
 from metamoe_backend.config import DEFAULT_ENCODER
-from metamoe_backend.skills.queue import NOISE, find_labelled_neighbours, order_queue
+from metamoe_backend.skills.queue import find_labelled_neighbours, order_queue
 from metamoe_backend.store.acts import Act, fetch_acts, fetch_question_acts
 from metamoe_backend.store.connection import Store
-from metamoe_backend.store.maps import fetch_map_points, fetch_maps, fetch_vectors
-from metamoe_backend.store.questions import fetch_meta_questions, fetch_questions
+from metamoe_backend.store.maps import fetch_maps, fetch_vectors
+from metamoe_backend.store.questions import fetch_meta_questions, fetch_prompts
 from metamoe_backend.store.skills import (
     fetch_labellings,
     fetch_labels,
-    fetch_question_labels,
+    fetch_questions_to_label,
     fetch_skills,
     fetch_suggestions,
 )
@@ -51,23 +51,14 @@ def load_newest_map(store: Store) -> dict | None:
 
 @per_version
 def load_questions(store: Store) -> pd.DataFrame:
-    """Every question with its place on the newest map (NaN where it has none) and what is known of its skill.
-
-    question_id, task, prompt, x, y, cluster, strength, skill (label or suggestion), labelled, probability, margin,
-    runner_up (skill_id).
-    """
-    questions = fetch_questions(store)[["question_id", "task", "split", "prompt"]]
+    """Every question with its place on the newest map and what is known of its skill; without its text."""
     newest = load_newest_map(store)
-    if newest:
-        points = fetch_map_points(store, newest["map_id"])[["question_id", "x", "y", "cluster", "strength"]]
-        questions = questions.merge(points, on="question_id", how="left")
-    else:
-        questions = questions.assign(x=float("nan"), y=float("nan"), cluster=NOISE, strength=float("nan"))
-    skills = fetch_question_labels(store)[["question_id", "skill", "source", "probability"]]
-    suggestions = fetch_suggestions(store)[["question_id", "margin", "runner_up"]]
-    questions = questions.merge(skills, on="question_id", how="left").merge(suggestions, on="question_id", how="left")
-    questions["cluster"] = questions["cluster"].fillna(NOISE).astype(int)
-    return questions.assign(labelled=questions["source"].eq("label"))
+    return fetch_questions_to_label(store, newest["map_id"] if newest else None)
+
+
+@per_version
+def load_prompts(store: Store, question_ids: tuple[str, ...]) -> dict[str, str]:
+    return fetch_prompts(store, question_ids)
 
 
 @per_version
@@ -90,4 +81,4 @@ def load_neighbours(store: Store, question_id: str) -> pd.DataFrame:
     ids = [question_id, *labels["question_id"].unique()]
     vectors = fetch_vectors(store, newest["encoder"], newest["of"], ids)
     near = find_labelled_neighbours(vectors, question_id, labels)
-    return near.merge(load_questions(store)[["question_id", "prompt"]], on="question_id", how="left")
+    return near.assign(prompt=near["question_id"].map(fetch_prompts(store, near["question_id"].tolist())))

@@ -23,6 +23,7 @@ from pages.shared.skills_data import (
     load_meta_question,
     load_neighbours,
     load_newest_map,
+    load_prompts,
     load_question_acts,
     load_queue,
 )
@@ -102,7 +103,6 @@ def render_card(store: Store, turn: Turn, skills: pd.DataFrame) -> None:
             _render_question(store, turn, skills)
         else:
             _render_together(store, turn, skills)
-    render_undo_redo(store, "card", keys=True)
 
 
 def _render_question(store: Store, turn: Turn, skills: pd.DataFrame) -> None:
@@ -113,13 +113,14 @@ def _render_question(store: Store, turn: Turn, skills: pd.DataFrame) -> None:
             task=plain(question["task"]), split=plain(question["split"]), waiting=f"{turn.waiting:,}"
         )
     )
-    question_text(question["prompt"], key=f"skills_{question_id}")
+    prompt = load_prompts(store, (question_id,))[question_id]
+    question_text(prompt, key=f"skills_{question_id}")
     meta = load_meta_question(store, question_id, question["task"])
-    if meta:
+    if meta and meta != prompt:
         st.caption(_("In general"))
         st.text(meta, width="stretch")
     _render_suggestion(question, skills)
-    _render_keys(turn, skills)
+    _render_keys(store, turn, skills)
     _render_neighbours(store, question_id, skills)
     with st.expander(
         _("History of this question"), icon=":material/history:", key="skills_past", on_change="rerun"
@@ -152,8 +153,9 @@ def _render_together(store: Store, turn: Turn, skills: pd.DataFrame) -> None:
         more = ngettext(", {n} of them labelled already", ", {n} of them labelled already", labelled)
         st.markdown("**" + text + (more.format(n=f"{labelled:,}") if labelled else "") + "**")
     ordered = rows.sort_values(["probability", "question_id"], na_position="first").head(SHOWN_TOGETHER)
+    prompts = ordered["question_id"].map(load_prompts(store, tuple(ordered["question_id"])))
     show_table(
-        ordered.assign(chip=as_chips(ordered["skill"]))[["chip", "probability", "prompt"]],
+        ordered.assign(chip=as_chips(ordered["skill"]), prompt=prompts)[["chip", "probability", "prompt"]],
         "skills_together",
         labels={"prompt": _("Question")},
         formats={
@@ -164,7 +166,7 @@ def _render_together(store: Store, turn: Turn, skills: pd.DataFrame) -> None:
     )
     if n > SHOWN_TOGETHER:
         st.caption(_("The first {n} are shown.").format(n=SHOWN_TOGETHER))
-    _render_keys(turn, skills)
+    _render_keys(store, turn, skills)
 
 
 def _render_suggestion(question: pd.Series, skills: pd.DataFrame) -> None:
@@ -183,8 +185,8 @@ def _render_suggestion(question: pd.Series, skills: pd.DataFrame) -> None:
     st.markdown(text)
 
 
-def _render_keys(turn: Turn, skills: pd.DataFrame) -> None:
-    """One button a skill, keys 1 to 9 in the order of the table; Enter accepts, Backspace refuses, Space skips."""
+def _render_keys(store: Store, turn: Turn, skills: pd.DataFrame) -> None:
+    """One button a skill, keys 1 to 9 in the order of the table; Enter accepts, Backspace refuses, Space skips, U undoes."""
     ids = turn.questions["question_id"].tolist()
     with st.container(horizontal=True, gap="small"):
         for number, skill in enumerate(skills.head(KEYS).itertuples(), start=1):
@@ -215,6 +217,7 @@ def _render_keys(turn: Turn, skills: pd.DataFrame) -> None:
                 skill_id = further.loc[further["name"] == other, "skill_id"].iloc[0]
                 label_all(ids, skill_id, other, turn.how)
                 st.rerun()
+    render_undo_redo(store, "card", keys=True)
 
 
 def _key(

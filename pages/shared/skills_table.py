@@ -4,15 +4,17 @@ import pandas as pd
 import streamlit as st
 
 from metamoe_backend.skills.palette import next_colour
+from metamoe_backend.skills.queue import NOISE
 from metamoe_backend.store.acts import undo
 from metamoe_backend.store.connection import Store
-from metamoe_backend.store.skills import create_skill, merge_skills, recolour_skill, rename_skill
+from metamoe_backend.store.skills import create_skill, merge_skills, recolour_skill, rename_skill, split_skill
 from pages.shared.errors import guarded
-from pages.shared.i18n import _
+from pages.shared.i18n import _, ngettext
 from pages.shared.layout import confirm, plain
 from pages.shared.map_data import load_experts
 from pages.shared.skill_cells import as_chips, skill_chips
-from pages.shared.state import get_person, get_store
+from pages.shared.skills_data import load_questions
+from pages.shared.state import get_person, get_selection, get_store
 from pages.shared.tables import show_table
 
 LONGEST = 60
@@ -70,10 +72,11 @@ def render_skills_table(store: Store, skills: pd.DataFrame) -> None:
         select="single-row",
     )
     said = _("Experts under plan '{plan}'.").format(plan=plain(plan)) if plan else _("No plan is saved yet.")
-    st.caption(said + " " + _("Pick a skill to rename, recolour or merge it."))
+    st.caption(said + " " + _("Pick a skill to rename, recolour, merge or split it."))
     if len(picked):
         row = skills[skills["skill_id"] == picked["skill_id"].iloc[0]].iloc[0]
         _render_editor(row, skills[skills["skill_id"] != row["skill_id"]])
+        _render_split(store, row)
 
 
 def _render_editor(skill: pd.Series, others: pd.DataFrame) -> None:
@@ -103,6 +106,47 @@ def _render_editor(skill: pd.Series, others: pd.DataFrame) -> None:
             _("Merge"), key=f"{keys['into']}_go", disabled=into is None,
             on_click=guarded(lambda: _change(merge_skills, skill_id, keys["into"], _("Merged '{skill}'"), skill["name"])),
         )  # fmt: skip
+
+
+def _render_split(store: Store, skill: pd.Series) -> None:
+    """Some of a skill's labelled questions become a skill of their own: the selected ones, or whole tasks or clusters."""
+    questions = load_questions(store)
+    groups = _group_labelled(questions[questions["labelled"] & (questions["skill"] == skill["name"])])
+    keys = {what: f"skills_split_{what}_{skill['skill_id']}" for what in ("name", "off")}
+    name, off = st.columns([2, 3], gap="medium")
+    with name:
+        new_name = st.text_input(_("Split off a new skill"), key=keys["name"], max_chars=LONGEST)
+    with off:
+        chosen = st.multiselect(
+            _("with the labelled questions of"), list(groups), key=keys["off"],
+            format_func=lambda group: f"{group} ({len(groups[group]):,})", placeholder=_("tasks, clusters, the selection"),
+        )  # fmt: skip
+    ids = list(dict.fromkeys(question_id for group in chosen for question_id in groups.get(group, [])))
+    text = ngettext("Split {n} question off", "Split {n} questions off", len(ids)).format(n=f"{len(ids):,}")
+    st.button(
+        text, key=f"{keys['off']}_go", disabled=not (ids and new_name.strip()), on_click=guarded(_split),
+        args=(skill["skill_id"], skill["name"], new_name, ids),
+    )  # fmt: skip
+
+
+def _group_labelled(labelled: pd.DataFrame) -> dict[str, list[str]]:
+    """What can be split off by name: question ids."""
+    selected = labelled[labelled["question_id"].isin(get_selection().questions)]
+    groups = {_("the selection"): selected["question_id"].tolist()} if len(selected) else {}
+    for task, rows in labelled.groupby("task"):
+        groups[_("task {name}").format(name=task)] = rows["question_id"].tolist()
+    for cluster, rows in labelled[labelled["cluster"] != NOISE].groupby("cluster"):
+        groups[_("cluster {name}").format(name=cluster)] = rows["question_id"].tolist()
+    return groups
+
+
+def _split(skill_id: str, before: str, name: str, question_ids: list[str]) -> None:
+    store, person = get_store(), get_person()
+    event = split_skill(store, skill_id, name, question_ids, person)
+    confirm(
+        _("Split '{name}' off '{before}'").format(name=plain(name), before=plain(before)),
+        undo=lambda: undo(store, event, person),
+    )
 
 
 def _change(act, skill_id: str, key: str, message: str, name: str) -> None:
