@@ -156,6 +156,22 @@ def _add_skill_verbs(add: Add) -> None:
     what.add_argument("--cluster", type=int, metavar="N", help="all questions of a cluster of the newest map")
     what.add_argument("--file", metavar="CSV", help="columns question_id, skill")
 
+    chosen = add("next", "Choose the questions to label next: those that teach most.")
+    _add_of(chosen)
+    chosen.add_argument("--count", type=int, default=10, help="how many questions")
+    chosen.add_argument("--out", metavar="CSV", help="column question_id, in order")
+    chosen.add_argument("--seed", type=int, default=0)
+
+    constrain = add("constrain", "State that two questions or clusters need the same skill, or different ones.")
+    constrain.add_argument(
+        "relation", choices=["same", "different", "list", "retract"], help="list: what stands; retract: take one back"
+    )
+    sides = constrain.add_mutually_exclusive_group()
+    sides.add_argument("--question", nargs=2, metavar="ID")
+    sides.add_argument("--cluster", nargs=2, type=int, metavar="N", help="two clusters of the newest map")
+    sides.add_argument("--event", metavar="ID", help="the constraint to retract")
+    _add_by(constrain)
+
     suggest = add("suggest", "Suggest skills for unlabelled questions.")
     _add_of(suggest)
     suggest.add_argument("--out", metavar="CSV", help="columns question_id, skill, probability, source")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from metamoe_backend.config import NAME_PATTERN, IngestConfig
+from metamoe_backend.config import NAME_PATTERN, IngestConfig, NextConfig, parse_config
 from metamoe_backend.errors import BusyError, ConfigError, InputError, MetaMoEError, NotFoundError
 from metamoe_backend.jobs.run_folder import RunFolder
 from metamoe_backend.jobs.supervisor import poll
@@ -230,6 +230,57 @@ def _require_questions(store: Store, ids: Sequence[str]) -> None:
             f"{len(unknown)} of {len(ids)} questions do not exist in workspace {store.workspace.name} "
             f"(first: {unknown[0]!r}); nothing was labelled."
         )
+
+
+def run_next(options: argparse.Namespace) -> Result:
+    from metamoe_backend.skills.queue import find_next, read_candidates
+
+    config = parse_config(NextConfig, _given(options, "encoder", "of", "method", "seed", "count"))
+    with _open(options) as store:
+        ids = find_next(store, *read_candidates(store, config), config.count, config.seed)
+        asked = store.frame(
+            "SELECT question_id, left(prompt, 80) AS prompt FROM question WHERE question_id IN (SELECT unnest($ids))",
+            {"ids": ids},
+        ).set_index("question_id")
+    if options.out:
+        _write_csv(options.out, pd.DataFrame({"question_id": ids}))
+    if not ids:
+        _say("Every question has a label.")
+    elif not options.json and not options.out:
+        _print_table(asked.loc[ids].reset_index())
+    return {"question_ids": ids}
+
+
+def run_constrain(options: argparse.Namespace) -> Result:
+    from metamoe_backend.store.acts import undo
+    from metamoe_backend.store.maps import fetch_cluster_question_ids, require_map
+    from metamoe_backend.store.skills import constrain_questions, fetch_constraints
+
+    with _open(options) as store:
+        if options.relation == "list":
+            found = fetch_constraints(store)
+            found = found.assign(first=found["first_ids"].map(len), second=found["second_ids"].map(len))
+            frame = found[["event_id", "relation", "first", "second", "author", "made_at"]]
+            _print_table(frame) if not options.json else None
+            return {"constraints": rows_of(frame)}
+        if options.relation == "retract":
+            if options.event not in set(fetch_constraints(store)["event_id"]):
+                raise NotFoundError(
+                    f"No constraint {options.event!r} stands; name one with --event (see `constrain list`)."
+                )
+            undo(store, options.event, options.by)
+            _say("The constraint is taken back.")
+            return {"event_id": options.event, "retracted": True}
+        if options.cluster:
+            newest = require_map(store, None)
+            first, second = (fetch_cluster_question_ids(store, newest, cluster) for cluster in options.cluster)
+        elif options.question:
+            first, second = ([question] for question in options.question)
+        else:
+            raise ConfigError(f"constrain {options.relation}: name two sides with --question or with --cluster.")
+        event_id = constrain_questions(store, options.relation, first, second, options.by)
+    _say(f"{len(first)} and {len(second)} questions: {options.relation} skill.")
+    return {"event_id": event_id, "relation": options.relation, "first": len(first), "second": len(second)}
 
 
 def run_suggest(options: argparse.Namespace) -> Result:

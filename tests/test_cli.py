@@ -125,6 +125,7 @@ def loop(tmp_path_factory: pytest.TempPathFactory, files: Path) -> Iterator[dict
         said["meta-questions"] = say_json(workspace, "meta-questions")
         said["embed"] = say_json(workspace, "embed")
         said["cluster"] = say_json(workspace, "cluster", "--min-cluster-size", 5, "--neighbours", 5, "--seed", 1)
+        said["next"] = say_json(workspace, "next", "--count", 6)
         said["label"] = label_some(workspace, folder)
         said["suggest"] = say_json(workspace, "suggest", "--out", said["out"])
         said["plan"] = say_json(workspace, "plan", "p", "--assign", "arithmetic=calc", "sight=eyes")
@@ -191,6 +192,33 @@ def test_labels_are_counted_by_question(loop: dict[str, Any]):
     assert loop["label"] == {"question": {"labelled": 1}, "file": {"labelled": 6}}
 
 
+def test_what_to_label_next_is_known_before_the_first_label_and_after(loop: dict[str, Any], tmp_path: Path):
+    assert len(set(loop["next"]["question_ids"])) == 6
+    out = tmp_path / "next.csv"
+    found = say_json(loop["workspace"], "next", "--count", 100, "--out", out)["question_ids"]
+    labelled = {row[0] for row in ask(loop["workspace"], "SELECT question_id FROM question_label")}
+    assert len(set(found)) == len(found) == 57 and not labelled & set(found)
+    with open(out, encoding="utf-8", newline="") as file:
+        assert [row["question_id"] for row in csv.DictReader(file)] == found
+    shown = say(loop["workspace"], "next", "--count", 2)
+    assert shown.code == 0 and found[0] in shown.out
+
+
+def test_constraints_are_made_listed_and_taken_back(loop: dict[str, Any]):
+    workspace = loop["workspace"]
+    ids = [row[0] for row in ask(workspace, "SELECT question_id FROM question ORDER BY question_id LIMIT 2")]
+    made = say_json(workspace, "constrain", "same", "--question", *ids, "--by", "ana")
+    assert (made["relation"], made["first"], made["second"]) == ("same", 1, 1)
+    clusters = say_json(workspace, "constrain", "different", "--cluster", 0, 1, "--by", "ana")
+    assert clusters["first"] >= 5 and clusters["second"] >= 5
+    assert say_json(workspace, "suggest")["suggested"] == 57
+    for event in (made["event_id"], clusters["event_id"]):
+        listed = say_json(workspace, "constrain", "list")["constraints"]
+        assert event in {row["event_id"] for row in listed}
+        say_json(workspace, "constrain", "retract", "--event", event, "--by", "ana")
+    assert say_json(workspace, "constrain", "list") == {"constraints": []}
+
+
 def test_suggestions_and_their_file(loop: dict[str, Any]):
     assert loop["suggest"] == {"suggested": 57, "classes": ["arithmetic", "sight"]}
     with open(loop["out"], encoding="utf-8", newline="") as file:
@@ -231,6 +259,7 @@ def test_tables_of_the_pages(loop: dict[str, Any]):
     outcomes = say_json(workspace, "outcomes")
     assert {row["task"] for row in outcomes["outcomes"]} >= {"sums", "colours"}
     assert "mixture_against_best_expert" in outcomes
+    assert outcomes["regimes"] == ["choices", "exact"]
     forgetting = say_json(workspace, "forgetting", "--system", "calc")
     assert {row["system"] for row in forgetting["accuracy"]} == {"base", "calc"}
     assert {row["n"] for row in forgetting["difference_to_base"] if row["task"] == "sums"} == {5}
@@ -383,6 +412,12 @@ def test_the_good_rows_are_kept_if_one_says_so(tmp_path: Path):
         ("label", "--by", "ana", "--question", "x"),
         ("label", "--by", "ana", "--file", "../../x"),
         ("suggest",),
+        ("next",),
+        ("next", "--count", "0"),
+        ("constrain", "same"),
+        ("constrain", "same", "--question", "x", "y"),
+        ("constrain", "different", "--cluster", "0", "1"),
+        ("constrain", "retract"),
         ("freeze", "../../x"),
         ("plan", "../../x", "--assign", "s=e"),
         ("plan", "p", "--assign", "s"),
