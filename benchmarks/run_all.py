@@ -1,4 +1,4 @@
-"""Run every benchmark and rewrite the table in docs/benchmarks.md."""
+"""Run every benchmark and rewrite the tables in docs/benchmarks.md; what people wrote below them stays."""
 
 import argparse
 import json
@@ -13,7 +13,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
-SCRIPTS = ("mixture_forward.py", "packed_scoring.py")
+SCRIPTS = ("mixture_forward.py", "packed_scoring.py", "map_scale.py")
+BEGIN, END = "<!-- written by `make bench` -->", "<!-- end of what `make bench` writes -->"
 
 
 def main() -> None:
@@ -24,9 +25,8 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
     lines = [
-        "# Benchmarks",
-        "",
-        "Ratios of alternated runs in one process: median (least to greatest). Below 1 is faster than the reference.",
+        "Median (least to greatest). Where two sides are compared (`_vs_`): ratios of alternated runs in one process;",
+        "below 1 is faster than the reference.",
         f"Written by `make bench` on {date.today()}: {platform.machine()}, {cores} cores, "
         f"Python {platform.python_version()}, {packages}.",
     ]
@@ -43,7 +43,18 @@ def main() -> None:
             f"| {name} | {f['median']:.2f} | {f['min']:.2f} to {f['max']:.2f} | {f['n']} |"
             for name, f in figures.items()
         ]
-    PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else "# Benchmarks\n"
+    PAGE.write_text(replace_tables(page, "\n".join(lines)), encoding="utf-8")
+
+
+def replace_tables(page: str, tables: str) -> str:
+    """The page with what stands between BEGIN and END replaced; below its heading where there was nothing yet."""
+    block = f"{BEGIN}\n{tables}\n{END}"
+    if BEGIN in page:
+        before, rest = page.split(BEGIN, 1)
+        return before + block + rest.split(END, 1)[1]
+    heading, _, rest = page.partition("\n")
+    return f"{heading}\n\n{block}\n{rest}"
 
 
 if __name__ == "__main__":
