@@ -1,9 +1,9 @@
 """The map with a thousand, a hundred thousand and a million questions: what the server does for a person, in seconds.
 
-open: read the points and draw the figure, as the browser gets it. zoom: draw it from nearer. recolour: draw it by task.
-lasso: find the four fifths of the points inside an outline of 200 corners, their ids and how many there are of each task,
-cluster and skill. label: give them one skill, on disk and in the database. figure_bytes: what goes to the browser;
-memory_mb: of the whole process in the end, less what it had before it opened the workspace.
+open: read the points and draw the figure, as the browser gets it. zoom: draw it from nearer. recolour: draw it by
+task. lasso: find the four fifths of the points inside an outline of 200 corners, their ids and how many there are of
+each task, cluster and skill. label: give them one skill, on disk and in the database. figure_bytes: what goes to the
+browser; memory_mb: of the whole process in the end, less what it had before it opened the workspace.
 """
 
 import gc
