@@ -129,6 +129,9 @@ class OptimSettings(StageConfig):
     batch_size: int = Field(16, ge=1, le=4096, description="Questions per optimizer step")
     learning_rate: float = Field(1e-3, gt=0, le=1.0, description="Peak learning rate of AdamW")
     warmup_share: float = Field(0.06, ge=0, lt=1, description="Share of the steps spent warming up")
+    final_share: float = Field(
+        0.0, ge=0, le=1, description="Learning rate at the end, as a share of the peak: above 0 if others start from it"
+    )
     weight_decay: float = Field(1e-4, ge=0, le=1, description="AdamW weight decay")
     max_tokens: int = Field(384, ge=16, le=131_072, description="Longer questions are cut on the left, in tokens")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of the frozen base model")

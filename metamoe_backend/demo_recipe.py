@@ -58,7 +58,6 @@ SKILLS = {
 }
 LABELS_PER_SKILL = 6
 THRESHOLD = 0.3
-PLAN = "one-expert-per-skill"
 ASSIGNMENTS = [
     ("kinship", "kinship"),
     ("lookup", "lookup"),
@@ -67,21 +66,35 @@ ASSIGNMENTS = [
     ("general knowledge", "base"),
 ]
 EXPERTS = ["word-order", "kinship", "lookup", "arithmetic"]
+PLAN = "one-expert-per-skill"
+ALONE = "word-order-alone"
+PLANS = {ALONE: [("word order", ALONE)], PLAN: ASSIGNMENTS}
+SHARED = "shared"
 
 CLUSTER = {"of": "question", "seed": SEED, "min_cluster_size": 20}
 SUGGEST = {"of": "question", "seed": SEED}
+LORA = {"rank": 4, "alpha": 8.0, "save_dtype": "bfloat16"}
 OPTIM = {"epochs": 1.0, "batch_size": 8, "learning_rate": 4e-3, "warmup_share": 0.1, "weight_decay": 0.0, "seed": SEED}
-LORA = {"rank": 8, "alpha": 16.0, "save_dtype": "bfloat16"}
+FURTHER = {**OPTIM, "batch_size": 4, "learning_rate": 1.5e-3}
+_TRAIN = {"lora": LORA, "optim": OPTIM, "device": "cpu"}
 
 
-def train(expert: str) -> dict[str, Any]:
-    """Settings of one expert: one pass over all train questions of its skill."""
-    return {"kind": "expert", "name": expert, "plan": PLAN, "lora": LORA, "optim": OPTIM, "device": "cpu"}
+def trainings() -> dict[str, dict[str, Any]]:
+    """Settings of every adapter, by name, in the order of training.
 
-
-def train_mixed() -> dict[str, Any]:
-    """The baseline: the same questions once, so as many tokens as all experts together, in one adapter."""
-    return {**train("mixed"), "kind": "mixed"}
+    One adapter learns from half of all skills' questions and ends at half its learning rate; each expert starts from it
+    and learns from the other half of its own. So the experts together read as many tokens as the baseline, which reads
+    every question once. One expert more starts from nothing and reads all of its own, to show what is forgotten then.
+    """
+    mixed = {"kind": "mixed", "plan": PLAN, **_TRAIN}
+    begun = {"name": SHARED, "part_to": 0.5, "optim": {**OPTIM, "final_share": 0.5}}
+    further = {"kind": "expert", "plan": PLAN, **_TRAIN, "start_from": SHARED, "part_from": 0.5, "optim": FURTHER}
+    return {
+        SHARED: {**mixed, **begun},
+        **{expert: {**further, "name": expert} for expert in EXPERTS},
+        ALONE: {"kind": "expert", "name": ALONE, "plan": ALONE, **_TRAIN},
+        "mixed": {**mixed, "name": "mixed"},
+    }
 
 
 _MOE = {"experts": EXPERTS, "plan": PLAN, "device": "cpu", "train": "router", "of": "question"}
@@ -92,10 +105,13 @@ MIXTURES: dict[str, dict[str, Any]] = {
 }
 
 
+SYSTEMS = ["base", *trainings(), *MIXTURES]
+
+
 def evaluate() -> dict[str, Any]:
     """Every system on every task's held-out questions."""
     return {
-        "systems": ["base", *EXPERTS, "mixed", *MIXTURES],
+        "systems": SYSTEMS,
         "tasks": [*(task.name for task in TASKS), PROBE],
         "device": "cpu",
         "token_sample": 4,

@@ -34,6 +34,8 @@ from metamoe_backend.workspace import Workspace
 
 RECORDING = Path("data/workspaces/demo-recording")
 BY = "demo script"
+MINUTES = {recipe.SHARED: 3.5, "mixed": 7.0}
+"""What the longer trainings took when they were last measured."""
 Say = Callable[[str], None]
 
 
@@ -83,21 +85,18 @@ def _make_steps(say: Say) -> list[Step]:
         _stage_step(
             "Freezing the labelling", 0.1, "labelling", "freeze", {"labelling": "first", "threshold": recipe.THRESHOLD}
         ),
-        Step(
-            "The plan",
-            0.1,
-            lambda store: len(fetch_plans(store)) > 0,
-            lambda store: save_plan(store, recipe.PLAN, "first", recipe.ASSIGNMENTS, BY),
-        ),
+        Step("The plans", 0.1, lambda store: len(fetch_plans(store)) > 0, _save_plans),
     ]
-    steps += [_job_step(say, f"Expert {name}", 2.5, "train", name, recipe.train(name)) for name in recipe.EXPERTS]
-    steps.append(_job_step(say, "The mixed-data baseline", 12, "train", "mixed", recipe.train_mixed()))
+    steps += [
+        _job_step(say, f"Adapter {name}", MINUTES.get(name, 1.5), "train", name, values)
+        for name, values in recipe.trainings().items()
+    ]
     steps += [_job_step(say, f"Mixture {name}", 2, "moe", name, values) for name, values in recipe.MIXTURES.items()]
     steps.append(
         Step(
             "Evaluation of every system on every task",
             10,
-            lambda store: _evaluated(store) >= {"base", *recipe.EXPERTS, "mixed", *recipe.MIXTURES},
+            lambda store: _evaluated(store) >= set(recipe.SYSTEMS),
             lambda store: _run_job(store, say, "evaluate", recipe.evaluate()),
         )
     )
@@ -194,6 +193,11 @@ def _label_a_handful(store: Store) -> None:
         label_questions(store, find_or_create_skill(store, skill, BY), drawn.tolist(), BY, "question")
 
 
+def _save_plans(store: Store) -> None:
+    for plan, assignments in recipe.PLANS.items():
+        save_plan(store, plan, "first", assignments, BY)
+
+
 def _evaluated(store: Store) -> set[str]:
     return set(store.frame("SELECT DISTINCT system FROM prediction")["system"])
 
@@ -211,7 +215,7 @@ def summarise(store: Store) -> dict[str, Any]:
     predictions = fetch_predictions(store)
     kind = predictions["task"].eq(recipe.PROBE).map({True: "probe", False: "skills"})
     predictions = pd.concat([predictions.assign(part="all"), predictions.assign(part=kind)])
-    rivals = ["base", *recipe.EXPERTS, "mixed"]
+    rivals = [system for system in recipe.SYSTEMS if system not in recipe.MIXTURES]
     pairs = [(mixture, rival) for mixture in recipe.MIXTURES for rival in rivals]
     versus = [compare_systems(part, pairs, "part") for _, part in predictions.groupby("part")]
     accuracy = compute_accuracies(predictions[predictions["part"] == "all"])

@@ -70,7 +70,7 @@ def bank(tmp_path_factory, base_folder) -> tuple[Path, pd.DataFrame]:
         inputs = {
             "questions": questions[questions["expert"] == name].reset_index(drop=True),
             "target": pd.DataFrame({"adapter": [name]}),
-            "start": pd.DataFrame({"adapter": [], "sha256": [], "trained_on": []}),
+            "start": pd.DataFrame({"adapter": [], "sha256": []}),
         }
         context = RecordingContext(root, f"train-{name}")
         expert.compute(inputs, config, context)

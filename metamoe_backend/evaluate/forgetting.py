@@ -4,6 +4,7 @@ Frames are predictions (rows.Prediction columns joined with question.task), one 
 sequential training are in METHODS section 3; `FORMULAS` is what a page prints beside each number.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -26,6 +27,14 @@ FORMULAS = {
 ACC, BWT, FWT: Lopez-Paz & Ranzato (2017), arXiv 1706.08840. F (forgetting), I (intransigence): Chaudhry et al.
 (2018), arXiv 1801.10112. Other libraries average other cells under the same names, hence the formula beside a number.
 """
+
+
+def find_baselines(systems: pd.DataFrame) -> list[str]:
+    """The mixed-data baselines among `systems` (rows.System): adapters of all skills that no other one started from."""
+    settings = [json.loads(text) for text in systems["settings"]]
+    begun_from = {values.get("start_from") for values in settings}
+    mixed = systems.loc[systems["kind"] == "mixed", "system"]
+    return [name for name in mixed if name not in begun_from]
 
 
 def compute_accuracies(predictions: pd.DataFrame) -> pd.DataFrame:

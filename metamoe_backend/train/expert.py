@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -92,8 +91,7 @@ def compute(inputs: Inputs, config: TrainConfig, context: Context) -> None:
     base = load_base(config.base, config.device, config.optim.dtype)
     examples = make_question_examples(base.tokenizer, questions, config.optim.max_tokens)
     train, held = hold_back(len(examples), config.optim.eval_share, config.optim.seed)
-    start = inputs["start"]
-    begun = read_banked(start, base, context.workspace_root)
+    begun = read_banked(inputs["start"], base, context.workspace_root)
     model = add_lora(base.model, config.lora, config.optim.seed)
     for weights in begun:
         load_weights(model, weights)
@@ -111,8 +109,7 @@ def compute(inputs: Inputs, config: TrainConfig, context: Context) -> None:
     name = publish_adapter(context, inputs["target"]["adapter"].iloc[0], trained, config.base)
     emit_adapter(
         context, name, trained, config.base, source="trained", kind=config.kind, plan=config.plan,
-        skills=sorted(questions["skill"].unique()),
-        trained_on=sorted({*questions["task"], *chain.from_iterable(start["trained_on"])}),
+        skills=sorted(questions["skill"].unique()), trained_on=sorted(questions["task"].unique()),
         settings=config.model_dump_json(),
     )  # fmt: skip
     context.emit("metric", result.metrics)

@@ -130,7 +130,8 @@ def _make_trainer(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: compute_learning_rate_factor(step, len(planned), optim.warmup_share)
+        optimizer,
+        lambda step: compute_learning_rate_factor(step, len(planned), optim.warmup_share, optim.final_share),
     )
     return AnswerTrainer(
         model,

@@ -62,15 +62,16 @@ def compute_answer_loss(model: Any, batch: Batch, before_forward: BeforeForward 
     return cross_entropy(logits.float(), batch["targets"])
 
 
-def compute_learning_rate_factor(step: int, steps: int, warmup_share: float) -> float:
-    """Share of the peak learning rate at `step` (from 0): linear warm-up, then half a cosine towards 0.
+def compute_learning_rate_factor(step: int, steps: int, warmup_share: float, final_share: float = 0.0) -> float:
+    """Share of the peak learning rate at `step` (from 0): linear warm-up, then half a cosine towards `final_share`.
 
     Neither the first nor the last step has rate 0, so that none is wasted.
     """
     warmup = round(steps * warmup_share)
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    fallen = 0.5 * (1 - math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    return 1 - (1 - final_share) * fallen
 
 
 class PlannedBatches:
