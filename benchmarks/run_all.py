@@ -13,7 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
-SCRIPTS = ("mixture_forward.py", "packed_scoring.py", "map_scale.py")
+SCRIPTS = ("mixture_forward.py", "packed_scoring.py", "map_scale.py", "page_open.py")
 BEGIN, END = "<!-- written by `make bench` -->", "<!-- end of what `make bench` writes -->"
 
 

@@ -36,12 +36,17 @@ def compare(seconds: dict[str, list[float]], reference: str) -> dict[str, dict[s
     return figures
 
 
-def parse_options(description: str) -> argparse.Namespace:
+def make_parser(description: str) -> argparse.ArgumentParser:
     """--quick and --json FILE, the same for every script."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="under two minutes on two cores")
     parser.add_argument("--json", metavar="FILE", help="write the figures by name")
-    return parser.parse_args()
+    return parser
+
+
+def parse_options(description: str) -> argparse.Namespace:
+    """The options of a script that has no others."""
+    return make_parser(description).parse_args()
 
 
 def report(figures: dict[str, dict[str, float]], options: argparse.Namespace) -> None:
