@@ -487,6 +487,7 @@ def _require_predictions(store: Store, systems: Sequence[str], tasks: Sequence[s
 
 
 def run_outcomes(options: argparse.Namespace) -> Result:
+    from metamoe_backend.evaluate.answers import ALL_TASKS, find_regimes
     from metamoe_backend.evaluate.outcomes import (
         compare_with_best_expert,
         compute_error_rates,
@@ -510,7 +511,10 @@ def run_outcomes(options: argparse.Namespace) -> Result:
     if mixtures:
         compared = [compare_with_best_expert(predictions, experts, mixture) for mixture in mixtures]
         tables["mixture_against_best_expert"] = pd.concat(compared)
-    return _table(options, tables)
+    result, regimes = _table(options, tables), find_regimes(predictions)
+    if len(regimes) > 1:
+        _say(f"'{ALL_TASKS}' pools different ways of scoring ({', '.join(regimes)}): compare systems, not levels.")
+    return {**result, "regimes": regimes}
 
 
 def run_forgetting(options: argparse.Namespace) -> Result:

@@ -7,7 +7,7 @@ from metamoe_backend.store.connection import Store
 from metamoe_backend.store.questions import fetch_meta_questions, fetch_tasks
 from pages.shared.i18n import _
 from pages.shared.layout import answer_line, canvas_and_inspector, empty_state, page_header
-from pages.shared.meta_question_build import open_build_dialog, render_running_builds
+from pages.shared.meta_question_build import open_build_dialog, render_builds
 from pages.shared.meta_question_views import (
     choose_rows,
     describe_answer,
@@ -45,7 +45,7 @@ def render() -> None:
         st.button(_("Build"), type="primary", key="meta_build", icon=":material/abc:", on_click=ask_to_build)
     if st.session_state.pop("meta_building", False):
         open_build_dialog(tasks)
-    render_running_builds()
+    render_builds(store)
     built = load(store)
     if built.empty:
         empty_state(

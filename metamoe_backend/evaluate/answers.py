@@ -24,6 +24,11 @@ def require_one_regime(predictions: pd.DataFrame) -> None:
     raise ConfigError(f"Task {task!r} was scored as {found}; choose one of them, their numbers cannot be compared.")
 
 
+def find_regimes(predictions: pd.DataFrame) -> list[str]:
+    """The ways of scoring in `predictions`: figures over tasks of more than one must say which they pool."""
+    return sorted(predictions["regime"].unique())
+
+
 def require_systems(predictions: pd.DataFrame, systems: Sequence[str]) -> None:
     """Raise `NotFoundError` for the first of `systems` that answered nothing in `predictions`."""
     there = sorted(predictions["system"].unique())

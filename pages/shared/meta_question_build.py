@@ -6,18 +6,22 @@ import streamlit as st
 
 from metamoe_backend.config import MetaQuestionConfig
 from metamoe_backend.errors import UserError
-from metamoe_backend.jobs.run_folder import RunFolder
+from metamoe_backend.jobs.run_folder import RunFolder, RunStatus
 from metamoe_backend.jobs.supervisor import request_stop
 from metamoe_backend.launch import launch, run_now
 from metamoe_backend.meta_questions import KEY_VARIABLE, PROMPT
+from metamoe_backend.store.connection import Store
+from metamoe_backend.store.ingestion import ingest_finished_runs
+from metamoe_backend.store.runs import fetch_runs
 from pages.shared.errors import error_boundary, guarded
 from pages.shared.i18n import _
 from pages.shared.jobs_line import fetch_active_runs
 from pages.shared.layout import confirm, plain
-from pages.shared.state import get_person, get_store, get_workspace
+from pages.shared.state import get_person, get_store, get_workspace, per_version
 from pages.shared.tables import duration_text
 
 STAGE = "meta-questions"
+_SEEN = "meta_seen_failure"
 
 
 def open_build_dialog(tasks: list[str]) -> None:
@@ -109,15 +113,37 @@ def _launch(values: dict[str, Any]) -> None:
     confirm(_("The build is queued; it goes on when you leave this page."))
 
 
-def render_running_builds() -> None:
-    """Builds by a language model run as jobs; their progress stands here, too."""
-    if any(status.stage == STAGE for status in fetch_active_runs()):
+@per_version
+def load_newest_run(store: Store) -> dict[str, Any] | None:
+    runs = fetch_runs(store, [STAGE])
+    return runs.iloc[0].to_dict() if len(runs) else None
+
+
+def render_builds(store: Store) -> None:
+    """Builds by a language model run as jobs: their progress stands here, too; else, why the last one failed."""
+    if _fetch_builds():
         st.fragment(_render_running, run_every="2s")()
+        return
+    newest = load_newest_run(store)
+    if newest and newest["state"] == "failed" and st.session_state.get(_SEEN) != newest["run_id"]:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            text = _("The last build failed: {reason}").format(reason=plain(newest["error"]))
+            st.error(text, icon=":material/error:")
+            seen = {_SEEN: newest["run_id"]}
+            st.button(_("Dismiss"), key="meta_dismiss", on_click=lambda: st.session_state.update(seen))
+
+
+def _fetch_builds() -> list[RunStatus]:
+    return [status for status in fetch_active_runs() if status.stage == STAGE]
 
 
 @error_boundary()
 def _render_running() -> None:
-    for status in (one for one in fetch_active_runs() if one.stage == STAGE):
+    active = _fetch_builds()
+    if not active:
+        ingest_finished_runs(get_store())
+        st.rerun()
+    for status in active:
         left = _("waits in the queue") if status.state == "queued" else _("{time} left").format(
             time=duration_text(status.eta_s)
         )  # fmt: skip
