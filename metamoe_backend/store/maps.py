@@ -41,6 +41,11 @@ def fetch_embedded(store: Store) -> pd.DataFrame:
     )
 
 
+def fetch_newest_embedding(store: Store, encoder: str, of: str) -> str | None:
+    """The run that embedded last: as long as it is the same, the vectors are."""
+    return store.value("SELECT max(run_id) FROM embedding WHERE encoder = ? AND of = ?", [encoder, of])
+
+
 def fetch_maps(store: Store) -> pd.DataFrame:
     """All maps, newest first (rows.Map columns)."""
     return store.frame("SELECT * FROM map ORDER BY created_at DESC, map_id DESC")

@@ -1,12 +1,15 @@
 """What the Skills page shows."""
 
 import pandas as pd
+import streamlit as st
 
-from metamoe_backend.config import DEFAULT_ENCODER
-from metamoe_backend.skills.queue import find_labelled_neighbours, order_queue
+from metamoe_backend.config import DEFAULT_ENCODER, NextConfig
+from metamoe_backend.errors import NotFoundError
+from metamoe_backend.skills.features import Features
+from metamoe_backend.skills.queue import find_labelled_neighbours, find_next, order_queue, read_candidates
 from metamoe_backend.store.acts import Act, fetch_acts, fetch_question_acts
 from metamoe_backend.store.connection import Store
-from metamoe_backend.store.maps import fetch_maps, fetch_vectors
+from metamoe_backend.store.maps import fetch_maps, fetch_newest_embedding, fetch_vectors
 from metamoe_backend.store.questions import fetch_meta_questions, fetch_prompts
 from metamoe_backend.store.skills import (
     fetch_labellings,
@@ -16,6 +19,9 @@ from metamoe_backend.store.skills import (
     fetch_suggestions,
 )
 from pages.shared.state import per_version
+
+CHOSEN_AHEAD = 20
+"""So many questions are chosen by what they teach; those behind them would be chosen anew before they come up."""
 
 
 @per_version
@@ -63,7 +69,25 @@ def load_prompts(store: Store, question_ids: tuple[str, ...]) -> dict[str, str]:
 
 @per_version
 def load_queue(store: Store) -> list[str]:
-    return order_queue(load_questions(store))
+    """Ids of all unlabelled questions, what teaches most first; by clusters alone where not all are embedded."""
+    waiting = order_queue(load_questions(store))
+    newest = load_newest_map(store) or {"encoder": DEFAULT_ENCODER, "of": "question"}
+    config = NextConfig(encoder=newest["encoder"], of=newest["of"])
+    embedded_by = fetch_newest_embedding(store, config.encoder, config.of)
+    if embedded_by is None:
+        return waiting
+    try:
+        candidates = _read_candidates(store, config, (str(store.workspace.root), embedded_by))
+    except NotFoundError:  # some questions came in after the others were embedded
+        return waiting
+    chosen = find_next(store, *candidates, CHOSEN_AHEAD, config.seed)
+    ahead = set(chosen)
+    return chosen + [question_id for question_id in waiting if question_id not in ahead]
+
+
+@st.cache_resource(show_spinner=False, max_entries=2, hash_funcs={NextConfig: NextConfig.model_dump_json})
+def _read_candidates(_store: Store, config: NextConfig, key: tuple[str, str]) -> tuple[list[str], Features]:  # noqa: ARG001
+    return read_candidates(_store, config)
 
 
 @per_version
