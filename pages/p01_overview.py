@@ -10,6 +10,7 @@ from metamoe_backend.store.runs import fetch_pipeline_counts, fetch_runs
 from pages.shared.i18n import _
 from pages.shared.layout import answer_line, page_header
 from pages.shared.overview_views import describe_cards, render_acts, render_cards, render_review_line, render_runs
+from pages.shared.relabelling import load_label_changes
 from pages.shared.state import get_store, open_page, per_version
 
 
@@ -20,6 +21,7 @@ def load(store: Store) -> dict:
         "maps": fetch_maps(store),
         "runs": fetch_runs(store),
         "acts": fetch_acts(store, 12),
+        "changes": load_label_changes(store),
         "feed": fetch_review_feed(store),
     }
 

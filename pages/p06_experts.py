@@ -11,6 +11,7 @@ from pages.shared.experts_training import render_training
 from pages.shared.i18n import _, ngettext
 from pages.shared.jobs_new import open_new_run
 from pages.shared.layout import answer_line, empty_state, page_header, plain
+from pages.shared.relabelling import count_sentence, load_label_changes
 from pages.shared.state import get_store, open_page, per_version
 
 
@@ -19,8 +20,8 @@ def load_adapters(store: Store) -> pd.DataFrame:
     return fetch_adapters(store)
 
 
-def describe_answer(adapters: pd.DataFrame, plans: pd.DataFrame) -> str:
-    """How many adapters there are, what the newest plan says, and how many rest on an older labelling."""
+def describe_answer(adapters: pd.DataFrame, plans: pd.DataFrame, changes: pd.DataFrame) -> str:
+    """How many adapters there are, what the newest plan says, and how many are out of date."""
     n = len(adapters)
     sentences = [ngettext("{n} adapter is in the bank.", "{n} adapters are in the bank.", n).format(n=n)]
     if len(plans):
@@ -34,16 +35,8 @@ def describe_answer(adapters: pd.DataFrame, plans: pd.DataFrame) -> str:
                 labelling=plain(newest["labelling"]),
             )
         )
-    stale = int(adapters["plan"].isin(stale_plans(plans)).sum())
-    if stale:
-        sentences.append(
-            ngettext("{n} rests on an older labelling.", "{n} rest on an older labelling.", stale).format(n=stale)
-        )
+    sentences += filter(None, [count_sentence(changes)])
     return " ".join(sentences)
-
-
-def stale_plans(plans: pd.DataFrame) -> set[str]:
-    return set(plans.loc[plans["stale"].fillna(False).astype(bool), "plan"]) if len(plans) else set()
 
 
 def render() -> None:
@@ -54,7 +47,8 @@ def render() -> None:
             open_page("jobs")
     store = get_store()
     adapters, plans, labellings = load_adapters(store), load_plans(store), load_labellings(store)
-    answer_line(describe_answer(adapters, plans))
+    changes = load_label_changes(store)
+    answer_line(describe_answer(adapters, plans, changes))
     st.subheader(_("Plan"), anchor=False)
     if labellings.empty:
         empty_state(
@@ -70,7 +64,7 @@ def render() -> None:
     if adapters.empty:
         st.caption(_("No adapter yet: train an expert, or import one."))
     else:
-        render_bank(adapters, stale_plans(plans))
+        render_bank(adapters, changes)
     render_import(adapters)
     if len(adapters) > 1:
         render_similarity(adapters)

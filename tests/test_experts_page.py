@@ -56,9 +56,10 @@ def test_the_bank_says_unknown_where_nobody_said() -> None:
             "base": ["smollm2-135m", "/home/someone/models/own"], "created_at": pd.Timestamp("2026-11-21"),
         }
     )  # fmt: skip
-    shown = describe_bank(adapters, {"p"})
+    changes = pd.DataFrame([{"name": "x", "run_id": "r", "gained": 1200, "lost": 3}])
+    shown = describe_bank(adapters, changes)
     assert shown["trained_on"].tolist() == [["t"], ["unknown"]]
-    assert shown["plan"].tolist() == ["p (older labelling)", "–"]
+    assert shown["plan"].tolist() == ["p", "–"] and shown["since"].tolist() == ["+1,200 −3", "–"]
     assert shown["base"].tolist() == ["smollm2-135m", "own"] and shown["parameters"].tolist() == [1.5, 1.5]
 
 

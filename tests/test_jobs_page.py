@@ -96,6 +96,7 @@ def test_the_table_has_a_row_a_run_and_shows_what_runs_first() -> None:
     assert pd.isna(rows["progress"][0]) and rows["progress"][1] == 40.0
     assert make_rows([], {}, NOW).empty
     other = replace(RUNNING, run_id="r2")
+    assert make_rows([RUN, other], {}, NOW, {"r1": "+5 −3"})["since"].tolist() == ["+5 −3", "–"]
     assert choose_shown([RUN, other], None) is other and choose_shown([RUN, other], "r1") is RUN
     assert choose_shown([RUN], "gone") is RUN and choose_shown([], None) is None
 

@@ -83,3 +83,68 @@ def restore_labelling(store: Store, labelling: str, by: str) -> str:
         "skill_ids": changed["skill_id"].tolist(), "cleared": cleared,
     }  # fmt: skip
     return record(store, "labels_restored", by, payload)
+
+
+def fetch_label_changes(store: Store) -> pd.DataFrame:
+    """What relabelling has changed for each expert and mixture since the labelling it was trained under.
+
+    name, kind (as in `system`), run_id, labelling, gained and lost: training questions that its skills have now and had
+    not then, and the other way round; of a mixture, those of its experts. Now means: people's labels as they stand,
+    for other questions the suggestions of the newest labelling. Imported adapters, of which nobody knows what they
+    were trained on, are left out.
+    """
+    experts = store.frame("""
+        SELECT adapter.adapter AS name, adapter.run_id, plan.labelling, adapter.skills, system.kind
+        FROM adapter JOIN plan USING (plan) LEFT JOIN system ON system.system = adapter.adapter
+        ORDER BY adapter.created_at, adapter.adapter
+    """)
+    now = _fetch_present_skills(store)
+    then = {labelling: _fetch_training_items(store, labelling) for labelling in experts["labelling"].unique()}
+    names = {name: present for name, (_, present) in find_skills_by_any_name(store).items()}
+    changes = [_count_changes(then[row.labelling], now, set(row.skills), names) for row in experts.itertuples()]
+    experts = experts.assign(gained=[gained for gained, _ in changes], lost=[lost for _, lost in changes])
+    columns = ["name", "kind", "run_id", "labelling", "gained", "lost"]
+    return pd.concat([experts[columns], _add_up_mixtures(store, experts)[columns]], ignore_index=True)
+
+
+def _fetch_present_skills(store: Store) -> pd.Series:
+    """Present skill of each training question that has one (index question_id)."""
+    frame = store.frame("""
+        WITH newest AS (SELECT labelling FROM labelling ORDER BY created_at DESC, labelling DESC LIMIT 1)
+        SELECT question_id, coalesce(label.skill, item.skill) AS skill FROM question
+        LEFT JOIN question_label AS label USING (question_id)
+        LEFT JOIN (SELECT * FROM labelling_item JOIN newest USING (labelling) WHERE source = 'suggestion') AS item
+            USING (question_id)
+        WHERE question.split = 'train' AND coalesce(label.skill, item.skill) IS NOT NULL
+    """)
+    return frame.set_index("question_id")["skill"]
+
+
+def _fetch_training_items(store: Store, labelling: str) -> pd.Series:
+    frame = store.frame(
+        "SELECT question_id, skill FROM labelling_item JOIN question USING (question_id) "
+        "WHERE labelling = ? AND split = 'train'",
+        [labelling],
+    )
+    return frame.set_index("question_id")["skill"]
+
+
+def _count_changes(then: pd.Series, now: pd.Series, skills: set[str], names: dict[str, str]) -> tuple[int, int]:
+    """Questions gained and lost by these skills; `names` translates any name into the present one."""
+    present = {names.get(skill, skill) for skill in skills}
+    before = then.index[then.isin(skills)]
+    after = now.index[now.map(lambda name: names.get(name, name)).isin(present)]
+    return len(after.difference(before)), len(before.difference(after))
+
+
+def _add_up_mixtures(store: Store, experts: pd.DataFrame) -> pd.DataFrame:
+    mixtures = store.frame(
+        "SELECT system AS name, kind, run_id, experts FROM system WHERE kind = 'moe' ORDER BY created_at"
+    )
+    parts = mixtures.explode("experts").merge(
+        experts[["name", "labelling", "gained", "lost"]], left_on="experts", right_on="name", suffixes=("", "_expert")
+    )
+    added = parts.groupby(["name", "kind", "run_id"], as_index=False, sort=False).agg(
+        labelling=("labelling", "max"), gained=("gained", "sum"), lost=("lost", "sum")
+    )
+    return added.astype({"gained": "int64", "lost": "int64"})

@@ -1,7 +1,6 @@
 """The bank: every adapter and where it came from, how alike they are, and bringing in one from elsewhere."""
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -18,6 +17,7 @@ from pages.shared.charts import show_figure
 from pages.shared.config_form import FormOptions, render_fields
 from pages.shared.i18n import _
 from pages.shared.layout import canvas_and_inspector, confirm, plain, question_text
+from pages.shared.relabelling import change_sentence, describe_changes, since_help
 from pages.shared.review_views import render_verdict_form, verdict_name
 from pages.shared.state import get_person, get_selection, get_store, get_workspace, open_page, per_version, select
 from pages.shared.tables import show_table
@@ -29,13 +29,15 @@ def source_name(source: str) -> str:
     return {"trained": _("trained here"), "imported": _("imported")}.get(source, source)
 
 
-def describe_bank(adapters: pd.DataFrame, stale_plans: set[str]) -> pd.DataFrame:
-    """The table's columns as people read them; `trained_on` is "unknown" where nobody said."""
+def describe_bank(adapters: pd.DataFrame, changes: pd.DataFrame) -> pd.DataFrame:
+    """The table's columns as people read them; `trained_on` is "unknown" where nobody said. See `load_label_changes`."""
+    since = describe_changes(changes, "name")
     return pd.DataFrame(
         {
             "adapter": adapters["adapter"],
             "source": [source_name(source) for source in adapters["source"]],
-            "plan": [_plan_text(plan, stale_plans) for plan in adapters["plan"]],
+            "since": [since.get(name, "–") for name in adapters["adapter"]],
+            "plan": adapters["plan"].fillna("–"),
             "skills": [list(skills) for skills in adapters["skills"]],
             "trained_on": [list(tasks) or [_("unknown")] for tasks in adapters["trained_on"]],
             "rank": adapters["rank"],
@@ -48,18 +50,12 @@ def describe_bank(adapters: pd.DataFrame, stale_plans: set[str]) -> pd.DataFrame
     )
 
 
-def _plan_text(plan: Any, stale_plans: set[str]) -> str:
-    if plan is None or pd.isna(plan):
-        return "–"
-    return _("{plan} (older labelling)").format(plan=plan) if plan in stale_plans else str(plan)
-
-
-def render_bank(adapters: pd.DataFrame, stale_plans: set[str]) -> None:
+def render_bank(adapters: pd.DataFrame, changes: pd.DataFrame) -> None:
     """The table; the picked adapter beside it."""
     canvas, inspector = canvas_and_inspector()
     with canvas:
         picked = show_table(
-            describe_bank(adapters, stale_plans),
+            describe_bank(adapters, changes),
             "experts_bank",
             labels={
                 "adapter": _("Adapter"), "source": _("Source"), "plan": _("Plan"), "skills": _("Skills"),
@@ -67,6 +63,7 @@ def render_bank(adapters: pd.DataFrame, stale_plans: set[str]) -> None:
                 "base": _("Base model"),
             },
             formats={
+                "since": st.column_config.TextColumn(_("Labels since"), help=since_help(), width="small"),
                 "parameters": st.column_config.NumberColumn(_("Parameters, millions"), format="%.2f"),
                 "created_at": st.column_config.DatetimeColumn(_("When (UTC)"), format="YYYY-MM-DD HH:mm"),
             },
@@ -85,11 +82,13 @@ def render_bank(adapters: pd.DataFrame, stale_plans: set[str]) -> None:
         if wanted not in names:
             st.info(_("Pick an adapter to see where it came from and to review it."), icon=":material/touch_app:")
             return
-        _render_adapter(adapters.iloc[names.index(wanted)])
+        _render_adapter(adapters.iloc[names.index(wanted)], change_sentence(changes, str(wanted)))
 
 
-def _render_adapter(adapter: pd.Series) -> None:
+def _render_adapter(adapter: pd.Series, change: str | None) -> None:
     st.markdown(f"**{plain(adapter['adapter'])}**")
+    if change:
+        st.warning(plain(change), icon=":material/update:")
     facts = {
         _("Source"): source_name(adapter["source"]),
         _("Skills"): ", ".join(adapter["skills"]) or "–",

@@ -9,16 +9,25 @@ import streamlit as st
 
 from metamoe_backend.jobs.run_folder import RunStatus, utc_now
 from pages.shared.i18n import _
+from pages.shared.relabelling import describe_changes, load_label_changes, since_help
 from pages.shared.run_reading import read_losses
 from pages.shared.run_words import run_title, stage_name, state_name, time_text
-from pages.shared.state import get_selection, select
+from pages.shared.state import get_selection, get_store, select
 
 _PICKED = "jobs_picked"
 _ROW_PX, _MOST_ROWS = 36, 7
 
 
-def make_rows(statuses: Sequence[RunStatus], losses: Mapping[str, list[float]], now: datetime) -> pd.DataFrame:
-    """One row a run: state, what, progress (0 to 100, NaN while unknown), loss, time, device, author, created_at."""
+def make_rows(
+    statuses: Sequence[RunStatus],
+    losses: Mapping[str, list[float]],
+    now: datetime,
+    since: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
+    """One row a run: state, what, progress (0 to 100, NaN while unknown), loss, time, device, author, created_at.
+
+    With `since` (run_id to what relabelling has changed for what it made) there is a column of that name, too.
+    """
     rows = [
         {
             "state": state_name(status),
@@ -33,7 +42,10 @@ def make_rows(statuses: Sequence[RunStatus], losses: Mapping[str, list[float]], 
         for status in statuses
     ]
     columns = ["state", "what", "progress", "loss", "time", "device", "created_at", "author"]
-    return pd.DataFrame(rows, columns=columns).astype({"progress": "float64", "created_at": "datetime64[us]"})
+    table = pd.DataFrame(rows, columns=columns).astype({"progress": "float64", "created_at": "datetime64[us]"})
+    if since:
+        table.insert(2, "since", [since.get(status.run_id, "–") for status in statuses])
+    return table
 
 
 def choose_shown(statuses: Sequence[RunStatus], wanted: str | None) -> RunStatus | None:
@@ -62,7 +74,8 @@ def render_table(statuses: Sequence[RunStatus], shown: RunStatus | None) -> None
     if st.session_state.pop(_PICKED, False):
         st.rerun()
     ids = [status.run_id for status in statuses]
-    rows = make_rows(statuses, read_losses(list(statuses)), utc_now())
+    since = describe_changes(load_label_changes(get_store()), "run_id")
+    rows = make_rows(statuses, read_losses(list(statuses)), utc_now(), since)
     # The rows a person picked are kept by number, so a table with other rows is another table.
     key = f"jobs_table_{hash(tuple(ids)) & 0xFFFFFFFF:x}"
     at = [ids.index(shown.run_id)] if shown is not None and shown.run_id in ids else []
@@ -83,6 +96,7 @@ def _describe_columns() -> dict[str, Any]:
     return {
         "state": st.column_config.TextColumn(_("State"), width=80),
         "what": st.column_config.TextColumn(_("What"), width=150),
+        "since": st.column_config.TextColumn(_("Labels since"), help=since_help(), width=80),
         "progress": st.column_config.ProgressColumn(
             _("Progress"), format="%.0f%%", min_value=0, max_value=100, width=90
         ),

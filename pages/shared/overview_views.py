@@ -11,6 +11,7 @@ from metamoe_backend.store.acts import Act
 from pages.shared.act_words import act_text
 from pages.shared.i18n import _
 from pages.shared.layout import plain
+from pages.shared.relabelling import count_sentence
 from pages.shared.state import open_page
 from pages.shared.tables import show_table
 
@@ -31,7 +32,7 @@ class Card:
 
 
 def describe_cards(found: dict[str, Any]) -> list[Card]:
-    """The pipeline as eight cards, in order. A card is stale when what it rests on has grown since."""
+    """The pipeline as eight cards, in order. A card is stale when what it rests on has changed since."""
     counts = found["counts"]
     maps: pd.DataFrame = found["maps"]
     on_map = int(maps["questions"].iloc[0]) if len(maps) else 0
@@ -46,7 +47,7 @@ def describe_cards(found: dict[str, Any]) -> list[Card]:
         Card(_("Map"), "scatter_plot", f"{counts['clusters']:,}", _("clusters of {n} questions").format(n=f"{on_map:,}"), state(counts["maps"], on_map < counts["questions"]), "map", _("Draw the map")),
         Card(_("Skills"), "label", f"{counts['skills']:,}", _("{labels} labels, {suggestions} suggestions").format(labels=f"{counts['labels']:,}", suggestions=f"{counts['suggestions']:,}"), state(counts["skills"], unlabelled > 0), "skills", _("Label questions")),
         Card(_("Plan"), "account_tree", f"{counts['plans']:,}", _("plans, {n} labellings").format(n=counts["labellings"]), state(counts["plans"]), "experts", _("Give skills to experts")),
-        Card(_("Experts"), "school", f"{counts['experts']:,}", _("trained or imported"), state(counts["experts"]), "jobs", _("Train an expert")),
+        Card(_("Experts"), "school", f"{counts['experts']:,}", count_sentence(found["changes"]) or _("trained or imported"), state(counts["experts"], len(found["changes"]) > 0), "experts" if len(found["changes"]) else "jobs", _("Train an expert")),
         Card(_("Mixtures"), "hub", f"{counts['mixtures']:,}", _("of experts"), state(counts["mixtures"]), "jobs", _("Train a mixture")),
         Card(_("Evaluation"), "fact_check", f"{counts['predictions']:,}", _("answers of {n} systems").format(n=counts["systems_evaluated"]), state(counts["predictions"]), "outcomes", _("Evaluate systems")),
     ]  # fmt: skip
@@ -56,7 +57,7 @@ def render_cards(cards: list[Card]) -> None:
     """Two rows of four."""
     states = {
         "done": (":material/check_circle:", "green", _("done")),
-        "stale": (":material/update:", "orange", _("has grown since")),
+        "stale": (":material/update:", "orange", _("out of date")),
         "empty": (":material/radio_button_unchecked:", "gray", _("missing")),
     }
     for start in range(0, len(cards), 4):
