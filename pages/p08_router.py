@@ -8,6 +8,7 @@ from metamoe_backend.store.experts import fetch_plan_entries, fetch_system_setti
 from metamoe_backend.store.results import fetch_activations, fetch_mixtures_with_activations, fetch_routes
 from pages.shared.i18n import _
 from pages.shared.layout import canvas_and_inspector, empty_state, page_header
+from pages.shared.review_views import render_review_action
 from pages.shared.router_views import (
     render_answer,
     render_clicked_cell,
@@ -53,7 +54,9 @@ def render() -> None:
     canvas, inspector = canvas_and_inspector()
     with canvas:
         cell = render_layer_heatmap(activations, experts)
+        render_review_action(store, "router/layers", ["router_system", "router_tasks", "router_value"])
         skill_cell = render_skill_heatmap(activations, routes, plan, experts)
+        render_review_action(store, "router/skills", ["router_system", "router_tasks", "router_group", "router_level"])
     with inspector:
         render_clicked_cell(store, system, cell, skill_cell)
         render_health(activations)
@@ -63,10 +66,10 @@ def render() -> None:
 def _choose(store: Store, mixtures: pd.DataFrame) -> tuple[str, tuple[str, ...]]:
     left, right = st.columns([1, 2])
     with left:
-        system = st.selectbox(_("Mixture"), mixtures["system"].tolist(), key="router_system")
+        system = st.selectbox(_("Mixture"), mixtures["system"].tolist(), key="router_system", bind="query-params")
     every = sorted(load(store, system, ())[0]["task"].unique())
     with right:
-        tasks = st.multiselect(_("Tasks"), every, key="router_tasks", placeholder=_("all tasks"))
+        tasks = st.multiselect(_("Tasks"), every, key="router_tasks", placeholder=_("all tasks"), bind="query-params")
     return system, tuple(tasks)
 
 

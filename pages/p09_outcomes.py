@@ -16,6 +16,8 @@ from pages.shared.outcome_views import (
     render_question_list,
     render_side_by_side,
 )
+from pages.shared.regimes import render_regimes
+from pages.shared.review_views import render_review_action
 from pages.shared.state import get_selection, get_store, open_page, per_version
 
 
@@ -42,8 +44,11 @@ def render() -> None:
         canvas, inspector = canvas_and_inspector()
         with canvas:
             part = render_outcome_bars(predictions, experts)
+            render_regimes(predictions)
+            render_review_action(get_store(), "outcomes/parts", ["outcomes_experts"])
         with inspector:
             render_errors(predictions, systems, experts, part)
+            render_review_action(get_store(), "outcomes/errors", ["outcomes_experts"])
         question_ids = render_question_list(predictions, experts, part, selected)
     else:
         st.info(_("Outcomes compare experts with each other: choose at least two."), icon=":material/group:")

@@ -15,6 +15,8 @@ from pages.shared.forgetting_views import (
 )
 from pages.shared.i18n import _
 from pages.shared.layout import canvas_and_inspector, empty_state, page_header
+from pages.shared.regimes import render_regimes
+from pages.shared.review_views import render_review_action
 from pages.shared.state import get_store, open_page, per_version
 
 
@@ -43,9 +45,11 @@ def render() -> None:
     canvas, inspector = canvas_and_inspector()
     with canvas:
         cell = render_matrix(predictions, evaluated)
+        render_review_action(get_store(), "forgetting/matrix", ["forgetting_view"])
     with inspector:
         render_cell(predictions, cell)
     render_own_and_other(predictions, systems, adapters)
+    render_regimes(predictions)
     render_sequence(predictions, systems)
 
 

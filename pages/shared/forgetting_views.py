@@ -11,6 +11,7 @@ from metamoe_backend.evaluate.forgetting import (
     compute_accuracies,
     compute_differences_to_base,
     compute_own_and_other,
+    find_baselines,
     pivot_accuracies,
     summarise_sequence,
 )
@@ -66,9 +67,7 @@ def render_answer(predictions: pd.DataFrame, systems: pd.DataFrame, adapters: pd
             )
         )
     mixtures = [name for name in systems.loc[systems["kind"] == "moe", "system"] if name in set(predictions["system"])]
-    baselines = [
-        name for name in systems.loc[systems["kind"] == "mixed", "system"] if name in set(predictions["system"])
-    ]
+    baselines = [name for name in find_baselines(systems) if name in set(predictions["system"])]
     if mixtures and baselines:
         row = _compare(predictions, [(mixtures[0], baselines[0])]).iloc[0]
         sentences.append(
@@ -91,6 +90,7 @@ def render_matrix(predictions: pd.DataFrame, evaluated: list[str]) -> Cell:
         default="difference",
         format_func={"difference": _("Difference to base"), "accuracy": _("Accuracy")}.get,
         key="forgetting_view",
+        bind="query-params",
         label_visibility="collapsed",
     )
     tasks = sorted(predictions["task"].unique())

@@ -39,7 +39,10 @@ def choose_experts(predictions: pd.DataFrame, systems: pd.DataFrame) -> list[str
     """The experts whose answers define the outcomes; all evaluated ones unless the person says otherwise."""
     evaluated = set(predictions["system"])
     experts = [name for name in systems.loc[systems["kind"] == "expert", "system"] if name in evaluated]
-    return st.pills(_("Over the experts"), experts, selection_mode="multi", default=experts, key="outcomes_experts")
+    return st.pills(
+        _("Over the experts"), experts, selection_mode="multi", default=experts, key="outcomes_experts",
+        bind="query-params",
+    )  # fmt: skip
 
 
 def render_answer(predictions: pd.DataFrame, systems: pd.DataFrame, experts: Sequence[str]) -> None:

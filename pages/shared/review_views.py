@@ -1,6 +1,8 @@
 """The parts of the Review page; the verdict form also stands where other pages want it."""
 
+from collections.abc import Sequence
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 import pandas as pd
 import streamlit as st
@@ -13,12 +15,60 @@ from pages.shared.layout import confirm, plain, question_text
 from pages.shared.state import get_person, open_page, select
 from pages.shared.tables import show_table
 
+CHART_PAGES = ("router", "outcomes", "forgetting")
 VERDICTS = ("approve", "question", "reject")
 
 
 def verdict_name(verdict: str | None) -> str:
     names = {"approve": _("approve"), "question": _("question"), "reject": _("reject")}
     return names.get(verdict or "", _("awaited"))
+
+
+def chart_title(address: str) -> str:
+    """What a chart's address (PAGE/CHART?FILTERS) means, in words: its page, its name, and what it was filtered by."""
+    names = {
+        "router/layers": _("Router: layer × expert"), "router/skills": _("Router: skill × expert"),
+        "outcomes/parts": _("Outcomes: solved by all, some, none"), "outcomes/errors": _("Outcomes: error rates"),
+        "forgetting/matrix": _("Forgetting: systems × tasks"),
+    }  # fmt: skip
+    chart, _mark, query = address.partition("?")
+    filters = ", ".join(value for _name, value in parse_qsl(query))
+    return names.get(chart, chart) + (f" ({filters})" if filters else "")
+
+
+def render_review_action(store: Store, chart: str, filters: Sequence[str]) -> None:
+    """A small button under a chart (PAGE/CHART) that opens its comments and verdicts.
+
+    `filters` are the keys of the widgets that decide what the chart shows; their values stand in the chart's address,
+    so that a reviewer sees the same. They are bound to the address line (`bind="query-params"`).
+    """
+    pairs = [(name, value) for name in filters for value in _filter_values(name)]
+    address = chart + (f"?{urlencode(pairs)}" if pairs else "")
+    said = len(fetch_reviews(store, "chart", address))
+    label = _("Review ({n})").format(n=said) if said else _("Review")
+    if st.button(label, key=f"review_chart_{chart}", icon=":material/rate_review:", type="tertiary"):
+        st.dialog(_("Review this chart"))(_render_chart_dialog)(store, address)
+
+
+def _filter_values(name: str) -> list[str]:
+    in_address = st.query_params.get_all(name)
+    if in_address:
+        return in_address
+    value = st.session_state.get(name)
+    return [value] if isinstance(value, str) else [str(each) for each in value or ()]
+
+
+def _render_chart_dialog(store: Store, address: str) -> None:
+    st.markdown(plain(chart_title(address)))
+    render_verdict_form(store, "chart", address)
+    _render_comments(fetch_reviews(store, "chart", address))
+
+
+def _open_chart(address: str) -> None:
+    chart, _mark, query = address.partition("?")
+    page = chart.partition("/")[0]
+    if page in CHART_PAGES:
+        st.switch_page(st.session_state["pages"][page], query_params=parse_qsl(query))
 
 
 def render_feed(feed: pd.DataFrame) -> pd.Series | None:
@@ -31,6 +81,7 @@ def render_feed(feed: pd.DataFrame) -> pd.Series | None:
     shown = shown.assign(
         verdict=[verdict_name(None if pd.isna(verdict) else verdict) for verdict in shown["verdict"]],
         kind=shown["target_kind"].map(kinds),
+        title=[chart_title(row.target) if row.target_kind == "chart" else row.title for row in shown.itertuples()],
     )
     picked = show_table(
         shown[["kind", "title", "verdict", "comments", "made_at", "target_kind", "target"]],
@@ -59,8 +110,13 @@ def render_thread(store: Store, target: pd.Series | None) -> None:
     if kind == "expert" and st.button(_("Open on the Experts page"), key="review_open_expert", type="tertiary"):
         select(expert=name)
         open_page("experts")
+    if kind == "chart" and st.button(_("Open the chart"), key="review_open_chart", type="tertiary"):
+        _open_chart(name)
     render_verdict_form(store, kind, name)
-    thread = fetch_reviews(store, kind, name)
+    _render_comments(fetch_reviews(store, kind, name))
+
+
+def _render_comments(thread: pd.DataFrame) -> None:
     if thread.empty:
         st.caption(_("No comment yet."))
     for row in thread.itertuples():

@@ -77,6 +77,7 @@ def render_layer_heatmap(activations: pd.DataFrame, experts: list[str]) -> tuple
         default="weight",
         format_func=names.get,
         key="router_value",
+        bind="query-params",
         label_visibility="collapsed",
     )
     use, height = compute_layer_use(activations), 150 + 34 * len(experts)
@@ -102,6 +103,7 @@ def render_skill_heatmap(
             default="skill",
             format_func={"skill": _("Skills"), "task": _("Tasks")}.get,
             key="router_group",
+            bind="query-params",
         )
     with right:
         level = st.segmented_control(
@@ -110,6 +112,7 @@ def render_skill_heatmap(
             default=levels[0],
             format_func={"question": _("Per question (probability)"), "token": _("Per token (gate weight)")}.get,
             key="router_level",
+            bind="query-params",
         )
     group, level = group or "skill", level or levels[0]
     use = _skill_use(activations, routes, plan, level, group)

@@ -60,6 +60,31 @@ def test_an_advisor_approves_a_run(fresh_page: Page) -> None:
     expect(fresh_page.get_by_text("await a verdict.")).to_contain_text("8")
 
 
+def test_a_chart_is_questioned_where_it_stands_and_opened_again_as_it_was(fresh_page: Page) -> None:
+    open_page(fresh_page, "outcomes")
+    expect(
+        fresh_page.get_by_text("Where tasks are pooled, different ways of scoring are:", exact=False)
+    ).to_be_visible()
+    fresh_page.get_by_role("toolbar", name="Over the experts").get_by_text("arith", exact=True).click()
+    wait_idle(fresh_page)
+    fresh_page.get_by_role("button", name="Review", exact=True).first.click()
+    dialog = fresh_page.get_by_role("dialog")
+    expect(dialog.get_by_text("Outcomes: solved by all, some, none (")).to_be_visible()
+    screenshot(fresh_page, "review_chart")
+    dialog.get_by_role("radio", name="question").click()
+    dialog.get_by_label("Comment").fill("Why without arith?")
+    dialog.get_by_role("button", name="Leave review").click()
+    expect(fresh_page.get_by_role("button", name="Review (1)")).to_be_visible()
+    open_page(fresh_page, "review")
+    fresh_page.get_by_role("toolbar", name="Show").get_by_text("Charts", exact=True).click()
+    wait_idle(fresh_page)
+    expect(fresh_page.get_by_text("Why without arith?")).to_be_visible()
+    screenshot(fresh_page, "review_page_chart")
+    fresh_page.get_by_role("button", name="Open the chart").click()
+    expect(fresh_page.get_by_role("button", name="Review (1)")).to_be_visible()
+    assert fresh_page.url.count("outcomes_experts=") == 2
+
+
 def test_the_overview_names_what_is_there_and_leads_on(page: Page) -> None:
     open_page(page)
     expect(page.get_by_text("7 tasks, 420 questions, 4 skills, 3 experts, 1 mixtures", exact=False)).to_be_visible()
