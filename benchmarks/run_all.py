@@ -13,7 +13,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
-SCRIPTS = ("mixture_forward.py", "packed_scoring.py", "map_scale.py", "page_open.py")
+SCRIPTS = ("mixture_forward.py", "packed_scoring.py", "map_scale.py", "page_open.py", "labelling.py")
+READS_DATA = "labelling.py"
 BEGIN, END = "<!-- written by `make bench` -->", "<!-- end of what `make bench` writes -->"
 
 
@@ -21,6 +22,7 @@ def main() -> None:
     """Each script in a process of its own; the page is written only when all have ended well."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--data", metavar="DIR", help=f"folder of data sets for {READS_DATA}")
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
@@ -34,6 +36,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "figures.json"
             command = [sys.executable, str(HERE / script), "--json", str(out), *(["--quick"] if options.quick else [])]
+            command += ["--data", options.data] if options.data and script == READS_DATA else []
             environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
             subprocess.run(command, check=True, env=environment)
             figures = json.loads(out.read_text())
@@ -42,6 +45,7 @@ def main() -> None:
         lines += [
             f"| {name} | {f['median']:.2f} | {f['min']:.2f} to {f['max']:.2f} | {f['n']} |"
             for name, f in figures.items()
+            if "/" not in name  # those of one pool stay in the script's own output
         ]
     page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else "# Benchmarks\n"
     PAGE.write_text(replace_tables(page, "\n".join(lines)), encoding="utf-8")

@@ -140,7 +140,7 @@ def fit_predict(
     result honest. Where too few labels allow no cross-validation it stays as it comes: rather too unsure.
     """
     places = np.flatnonzero(labels >= 0)
-    spreading = _Spreading(features.columns, _make_graph(features.joined), int(labels.max()) + 1, constraints)
+    spreading = _make_spreading(features, labels, constraints)
     spread = spreading.run(places, labels[places])
     temperature = _find_temperature(spreading, places, labels[places], seed)
     probabilities = _sharpen(spread, temperature)
@@ -192,6 +192,16 @@ class _Spreading:
                 current[places] = start[places]
                 current = _respect(self.constraints, current)
         return current / current.sum(axis=1, keepdims=True)
+
+
+def _make_spreading(features: Features, labels: np.ndarray, constraints: Sequence[Constraint]) -> _Spreading:
+    return _Spreading(features.columns, _make_graph(features.joined), int(labels.max()) + 1, constraints)
+
+
+def spread_labels(features: Features, labels: np.ndarray, constraints: Sequence[Constraint] = ()) -> np.ndarray:
+    """As `fit_predict`, before calibration."""
+    places = np.flatnonzero(labels >= 0)
+    return _make_spreading(features, labels, constraints).run(places, labels[places])
 
 
 def _respect(constraints: Sequence[Constraint], probabilities: np.ndarray) -> np.ndarray:
