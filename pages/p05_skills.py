@@ -11,6 +11,7 @@ from pages.shared.layout import answer_line, canvas_and_inspector, empty_state, 
 from pages.shared.skills_data import load_questions, load_skills, load_suggestions
 from pages.shared.skills_history import render_history
 from pages.shared.skills_labellings import render_labellings
+from pages.shared.skills_people import render_people
 from pages.shared.skills_queue import choose_turn, render_card, render_small_map
 from pages.shared.skills_suggestions import UNCERTAIN_BELOW, render_suggestions
 from pages.shared.skills_table import render_new_skill, render_skills_table
@@ -63,10 +64,11 @@ def render() -> None:
 
 def render_tabs(store: Store, skills: pd.DataFrame, suggestions: pd.DataFrame) -> None:
     """Only the open one is computed: the page is drawn anew with every label."""
-    names = [_("Skills"), _("Suggestions"), _("History"), _("Labellings")]
+    names = [_("Skills"), _("Suggestions"), _("People"), _("History"), _("Labellings")]
     draw: list[Callable[[], None]] = [
         lambda: render_skills_table(store, skills),
         lambda: render_suggestions(store, suggestions, skills),
+        lambda: render_people(store),
         lambda: render_history(store),
         lambda: render_labellings(store, suggestions),
     ]

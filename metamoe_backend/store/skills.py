@@ -35,6 +35,35 @@ def fetch_labels(store: Store) -> pd.DataFrame:
     return store.frame("SELECT * FROM standing_label ORDER BY event_id, question_id")
 
 
+def fetch_votes(store: Store) -> pd.DataFrame:
+    """What each person said of each question, one row a question and person: question_id, author, skill, how.
+
+    Decisions and restored labels are left out: they were made knowing what the others had said.
+    """
+    return store.frame("""
+        SELECT vote.question_id, vote.author, kept.name AS skill, vote.how
+        FROM (SELECT * FROM label WHERE retracted_by IS NULL AND how NOT IN ('decided', 'restored')
+              QUALIFY row_number() OVER (PARTITION BY question_id, author ORDER BY event_id DESC) = 1) AS vote
+        JOIN skill AS given ON given.skill_id = vote.skill_id
+        JOIN skill AS kept ON kept.skill_id = coalesce(given.merged_into, given.skill_id)
+        ORDER BY vote.question_id, vote.author
+    """)
+
+
+def fetch_conflicts(store: Store) -> pd.DataFrame:
+    """Standing labels of the questions on which people disagree and nobody has decided (columns of `fetch_labels`).
+
+    Questions with the most labels first, the labels of one question beside each other, oldest first.
+    """
+    return store.frame("""
+        WITH conflict AS (
+            SELECT question_id, count(*) AS people FROM standing_label GROUP BY question_id
+            HAVING count(DISTINCT skill_id) > 1 AND NOT bool_or(how = 'decided'))
+        SELECT standing_label.* FROM standing_label JOIN conflict USING (question_id)
+        ORDER BY people DESC, question_id, event_id
+    """)
+
+
 def fetch_suggestions(store: Store, question_ids: Sequence[str] | None = None) -> pd.DataFrame:
     """What stands proposed for unlabelled questions, most certain first.
 

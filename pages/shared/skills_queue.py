@@ -11,7 +11,7 @@ from metamoe_backend.rows import How
 from metamoe_backend.skills.queue import NOISE, order_queue
 from metamoe_backend.store.acts import undo
 from metamoe_backend.store.connection import Store
-from metamoe_backend.store.skills import label_questions
+from metamoe_backend.store.skills import decide_label, label_questions
 from pages.shared.charts import show_figure
 from pages.shared.errors import guarded
 from pages.shared.i18n import _, ngettext
@@ -28,6 +28,7 @@ from pages.shared.skills_data import (
     load_queue,
 )
 from pages.shared.skills_history import show_acts
+from pages.shared.skills_people import DECIDE_MODE, conflict_caption, load_conflicts, who_said_what
 from pages.shared.skills_suggestions import accept, pair, reject
 from pages.shared.state import get_person, get_selection, get_store
 from pages.shared.tables import percent, show_table
@@ -56,6 +57,10 @@ def choose_turn(store: Store, questions: pd.DataFrame) -> Turn | None:
     names = {"one": _("One question"), "cluster": _("A cluster at once")}
     if len(selected):
         names["selected"] = _("The {n} selected at once").format(n=f"{len(selected):,}")
+    conflicts = load_conflicts(store)
+    disputed = conflicts["question_id"].nunique()
+    if disputed:
+        names[DECIDE_MODE] = _("Disagreements ({n})").format(n=f"{disputed:,}")
     if st.session_state.get("skills_mode") not in names:
         st.session_state["skills_mode"] = "one"
     mode = st.segmented_control(
@@ -66,6 +71,9 @@ def choose_turn(store: Store, questions: pd.DataFrame) -> Turn | None:
         return Turn("selected", selected, "lasso", 1)
     if mode == "cluster":
         return _choose_cluster(questions)
+    if mode == DECIDE_MODE:
+        first = first_in_turn(list(dict.fromkeys(conflicts["question_id"])))
+        return Turn(first, questions[questions["question_id"] == first], "decided", disputed)
     return _choose_question(store, questions, selected)
 
 
@@ -78,9 +86,14 @@ def _choose_question(store: Store, questions: pd.DataFrame, selected: pd.DataFra
         queue = order_queue(selected)
     if not queue:
         return None
-    skipped = st.session_state.get(_SKIPPED, {})
-    first = min(queue, key=lambda question_id: skipped.get(question_id, 0)) if skipped else queue[0]
+    first = first_in_turn(queue)
     return Turn(first, questions[questions["question_id"] == first], "question", len(queue))
+
+
+def first_in_turn(queue: Sequence[str]) -> str:
+    """The first that was not skipped; where all were, the one skipped longest ago."""
+    skipped = st.session_state.get(_SKIPPED, {})
+    return min(queue, key=lambda name: skipped.get(name, 0)) if skipped else queue[0]
 
 
 def _choose_cluster(questions: pd.DataFrame) -> Turn | None:
@@ -101,6 +114,8 @@ def render_card(store: Store, turn: Turn, skills: pd.DataFrame) -> None:
     with st.container(border=True, key="skills_card"):
         if turn.how == "question":
             _render_question(store, turn, skills)
+        elif turn.how == "decided":
+            _render_dispute(store, turn, skills)
         else:
             _render_together(store, turn, skills)
 
@@ -131,6 +146,25 @@ def _render_question(store: Store, turn: Turn, skills: pd.DataFrame) -> None:
                 show_acts(acts, "skills_question_acts")
             else:
                 st.caption(_("Nobody has touched it yet."))
+
+
+def _render_dispute(store: Store, turn: Turn, skills: pd.DataFrame) -> None:
+    """Who said what; the key that is pressed decides."""
+    question = turn.questions.iloc[0]
+    question_id = question["question_id"]
+    st.caption(conflict_caption(question["task"], question["split"], turn.waiting))
+    question_text(load_prompts(store, (question_id,))[question_id], key=f"skills_{question_id}")
+    show_table(
+        who_said_what(load_conflicts(store), question_id),
+        "skills_dispute",
+        labels={"author": _("Who")},
+        formats={
+            "skill": skill_chips(skills, _("Skill")),
+            "made_at": st.column_config.DatetimeColumn(_("When (UTC)"), format="YYYY-MM-DD HH:mm"),
+        },
+    )
+    st.text_input(_("Why (kept with the decision)"), key=f"skills_why_{question_id}", max_chars=500)
+    _render_keys(store, turn, skills)
 
 
 def _render_together(store: Store, turn: Turn, skills: pd.DataFrame) -> None:
@@ -258,7 +292,11 @@ def _reject_and_go_on(suggested: Mapping[str, str], turn: str) -> None:
 def label_all(question_ids: Sequence[str], skill_id: str, skill: str, how: How) -> None:
     """Label these questions as one act of the person at the browser."""
     store, person, n = get_store(), get_person(), len(question_ids)
-    event = label_questions(store, skill_id, question_ids, person, how)
+    if how == "decided":
+        why = st.session_state.get(f"skills_why_{question_ids[0]}", "")
+        event = decide_label(store, skill_id, question_ids[0], person, why)
+    else:
+        event = label_questions(store, skill_id, question_ids, person, how)
     text = ngettext("Labelled as '{skill}'", "{n} questions labelled as '{skill}'", n)
     confirm(text.format(skill=plain(skill), n=f"{n:,}"), undo=lambda: undo(store, event, person))
 
@@ -295,7 +333,7 @@ def render_small_map(questions: pd.DataFrame, turn: Turn, skills: pd.DataFrame) 
     colours = dict(zip(skills["name"], skills["colour"], strict=True))
     figure = make_map_figure(placed, colour_by_group(group, colours), point_size=4, height=380, dragmode="pan")
     at = turn.questions[turn.questions["x"].notna()]
-    if turn.how != "question":
+    if turn.how not in ("question", "decided"):
         highlight_points(figure, placed["question_id"].isin(at["question_id"]).to_numpy().nonzero()[0].tolist())
         said = _("Labels of people only. The questions on the card stand out.")
     elif at.empty:
