@@ -187,6 +187,11 @@ def _open_local_model(config: MetaQuestionConfig) -> Build:
 # ---- a server that speaks the OpenAI protocol -------------------------------------------------------------------
 
 
+def ask_server(config: MetaQuestionConfig, texts: list[str]) -> list[str]:
+    """The first line of the server's answer to `config.prompt` about each text; raises `UnavailableError`."""
+    return _open_server(config)(texts)
+
+
 def _open_server(config: MetaQuestionConfig) -> Build:
     import httpx
 

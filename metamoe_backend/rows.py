@@ -6,8 +6,8 @@ Each table is fed by exactly one source, so that `rebuild` can make the database
                                                 cluster suggestion labelling labelling_item adapter system metric
                                                 prediction activation token_activation route
     the run folder itself                       run part
-    events (what people did)                    skill label rejection skill_constraint meta_question_edit plan
-                                                plan_entry review event
+    events (what people did)                    cluster_move cluster_edit skill label rejection skill_constraint
+                                                meta_question_edit plan plan_entry review event
 
 `Annotated` carries the sentence that the schema browser shows. A test keeps this file and the migrations equal.
 """
@@ -160,6 +160,34 @@ class Cluster:
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterMove:
+    """A question that a person put into another cluster; the newest move counts."""
+
+    event_id: Annotated[str, "event that made it"]
+    map_id: Annotated[str, "map"]
+    question_id: Annotated[str, "question"]
+    cluster: Annotated[int, "its cluster from then on, -1 is noise"]
+    author: Annotated[str, "who"]
+    made_at: Annotated[datetime, "when (UTC)"]
+    retracted_by: Annotated[str | None, "event that took it back, or NULL while it stands"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterEdit:
+    """What is said of a cluster since a person named or changed it; the newest that is not NULL counts."""
+
+    event_id: Annotated[str, "event that made it"]
+    map_id: Annotated[str, "map"]
+    cluster: Annotated[int, "cluster"]
+    name: Annotated[str | None, "a person's name for it; empty: its keywords again"]
+    keywords: Annotated[list[str] | None, "most telling words, c-TF-IDF"]
+    samples: Annotated[list[str] | None, "question ids nearest to the middle"]
+    author: Annotated[str, "who"]
+    made_at: Annotated[datetime, "when (UTC)"]
+    retracted_by: Annotated[str | None, "event that took it back, or NULL while it stands"]
+
+
+@dataclass(frozen=True, slots=True)
 class Skill:
     """A researcher's name for a kind of reasoning."""
 
@@ -278,7 +306,9 @@ class Adapter:
     source: Annotated[str, "trained or imported"]
     plan: Annotated[str | None, "plan it was trained under"]
     skills: Annotated[list[str], "skills it was trained on"]
-    trained_on: Annotated[list[str], "tasks whose questions it saw; empty if unknown"]
+    trained_on: Annotated[
+        list[str], "tasks it was trained on itself, without those of an adapter it started from; empty if unknown"
+    ]
     run_id: Annotated[str, "run that trained or imported it"]
     created_at: Annotated[datetime, "when (UTC)"]
 
@@ -422,7 +452,8 @@ class Part:
 TABLES: dict[str, type] = {
     "task": Task, "question": Question, "rejected_row": RejectedRow, "meta_question": MetaQuestion,
     "meta_question_edit": MetaQuestionEdit, "embedding": Embedding, "map": Map, "map_point": MapPoint,
-    "cluster": Cluster, "skill": Skill, "label": Label, "rejection": Rejection,
+    "cluster": Cluster, "cluster_move": ClusterMove, "cluster_edit": ClusterEdit,
+    "skill": Skill, "label": Label, "rejection": Rejection,
     "skill_constraint": SkillConstraint, "suggestion": Suggestion, "labelling": Labelling,
     "labelling_item": LabellingItem, "plan": Plan, "plan_entry": PlanEntry, "adapter": Adapter, "system": System,
     "run": Run, "metric": Metric, "prediction": Prediction,

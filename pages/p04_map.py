@@ -10,7 +10,7 @@ from pages.shared.map_clusters import describe_map, render_answer, render_cluste
 from pages.shared.map_data import load_clusters, load_maps, load_points
 from pages.shared.map_drawing import render_draw_form, render_drawing, render_no_map
 from pages.shared.map_inspector import render_inspector
-from pages.shared.state import get_store
+from pages.shared.state import get_store, select_in_address
 
 
 def choose_map(maps: pd.DataFrame) -> pd.Series:
@@ -22,10 +22,9 @@ def choose_map(maps: pd.DataFrame) -> pd.Series:
     by_id = maps.set_index("map_id", drop=False)
     if len(maps) == 1:
         return by_id.iloc[0]
-    chosen = st.selectbox(
-        _("Map"), maps["map_id"].tolist(), format_func=lambda map_id: describe_map(by_id.loc[map_id]), key="map_id",
-        bind="query-params",
-    )  # fmt: skip
+    chosen = select_in_address(
+        _("Map"), maps["map_id"].tolist(), "map_id", lambda map_id: describe_map(by_id.loc[map_id])
+    )
     return by_id.loc[chosen]
 
 
@@ -49,7 +48,7 @@ def render() -> None:
     canvas, inspector = canvas_and_inspector()
     with canvas:
         render_map(store, map_id, points, clusters, render_toolbar())
-        render_quality(chosen)
+        render_quality(store, chosen)
     with inspector:
         render_inspector(store, map_id, points, clusters)
     render_clusters(store, map_id, clusters)

@@ -6,11 +6,19 @@ import pytest
 
 from metamoe_backend.errors import BusyError, StorageError
 from metamoe_backend.rows import TABLES, columns
+from metamoe_backend.skills.clusters import (
+    absorb_map_noise,
+    merge_clusters,
+    move_questions,
+    rename_cluster,
+    split_cluster,
+)
 from metamoe_backend.store.acts import undo
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.events import APPLY, record
 from metamoe_backend.store.experts import save_plan
 from metamoe_backend.store.labellings import restore_labelling
+from metamoe_backend.store.maps import require_map
 from metamoe_backend.store.questions import edit_meta_question
 from metamoe_backend.store.rebuild import rebuild
 from metamoe_backend.store.reviews import leave_review
@@ -38,6 +46,7 @@ def _do_everything(store: Store) -> None:
     """Acts of every kind there is, each done, taken back and done again; some are then taken back for good."""
     ids = store.frame("SELECT question_id FROM question ORDER BY ALL")["question_id"].tolist()
     skills = fetch_skills(store)["skill_id"].tolist()
+    map_id = require_map(store, None)
     suggested = fetch_suggestions(store).head(3)
     refused = dict(zip(suggested["question_id"], suggested["skill_id"], strict=True))
     labelled = fetch_labels(store)
@@ -57,6 +66,12 @@ def _do_everything(store: Store) -> None:
         lambda: save_plan(store, "second", "v1", [("logic", "one")], "ben"),
         lambda: edit_meta_question(store, ids[0], "template", "What else?", "ben"),
         lambda: leave_review(store, "expert", "logic", None, "See the log.", "ben"),
+        lambda: record(store, "constraint", "ben", {"relation": "same", "first_ids": ids[:1], "second_ids": ids[1:2]}),
+        lambda: rename_cluster(store, map_id, 2, "adding", "ben"),
+        lambda: merge_clusters(store, map_id, [1], 0, "ben"),
+        lambda: split_cluster(store, map_id, 3, 2, "ben"),
+        lambda: move_questions(store, map_id, ids[:4], None, "ben"),
+        lambda: absorb_map_noise(store, map_id, "ben"),
     ]
     done = []
     for act in acts:

@@ -34,6 +34,7 @@ class EventRecord:
 Apply = Callable[[duckdb.DuckDBPyConnection, EventRecord], None]
 Reverse = Callable[[duckdb.DuckDBPyConnection, EventRecord, str], None]
 """Takes the act that is taken back (or done again) and the id of the undo that does it (or is itself taken back)."""
+CLUSTER_ACTS = ("cluster_renamed", "clusters_merged", "cluster_split", "noise_absorbed", "questions_moved")
 _last_event_id = ""
 
 
@@ -290,6 +291,24 @@ def _apply_constraint(cursor: duckdb.DuckDBPyConnection, event: EventRecord) -> 
     )
 
 
+# ---- clusters ---------------------------------------------------------------------------------------------------
+
+
+def _apply_clusters_changed(cursor: duckdb.DuckDBPyConnection, event: EventRecord) -> None:
+    """`question_ids` go into the `clusters` beside them; `edits` say what the changed clusters are called and hold."""
+    values = event.payload
+    cursor.execute(
+        "INSERT INTO cluster_move SELECT ?, ?, unnest(?::VARCHAR[]), unnest(?::BIGINT[]), ?, ?, NULL",
+        [event.event_id, values["map_id"], values["question_ids"], values["clusters"], event.by, event.at],
+    )
+    for edit in values["edits"]:
+        said = [edit["cluster"], edit.get("name"), edit.get("keywords"), edit.get("samples")]
+        cursor.execute(
+            "INSERT INTO cluster_edit VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
+            [event.event_id, values["map_id"], *said, event.by, event.at],
+        )
+
+
 # ---- everything else people do ----------------------------------------------------------------------------------
 
 
@@ -370,24 +389,28 @@ def _find_event(cursor: duckdb.DuckDBPyConnection, event_id: str) -> EventRecord
     return EventRecord(row[0], row[1], row[2], row[3], json.loads(row[4]))
 
 
-def _undo_statements(table: str) -> Reverse:
-    """For acts that made rows of `table` (label, rejection or skill_constraint): the rows are taken back."""
+def _undo_statements(*tables: str) -> Reverse:
+    """For acts that made rows of tables with `retracted_by` (label, rejection …): the rows are taken back."""
 
     def undo(cursor: duckdb.DuckDBPyConnection, act: EventRecord, undo_id: str) -> None:
-        cursor.execute(
-            f"UPDATE {table} SET retracted_by = ? WHERE event_id = ? AND retracted_by IS NULL", [undo_id, act.event_id]
-        )
+        for table in tables:
+            cursor.execute(
+                f"UPDATE {table} SET retracted_by = ? WHERE event_id = ? AND retracted_by IS NULL",
+                [undo_id, act.event_id],
+            )
 
     return undo
 
 
-def _redo_statements(table: str) -> Reverse:
+def _redo_statements(*tables: str) -> Reverse:
     """What the undo took back stands again; what was taken back otherwise does not."""
 
     def redo(cursor: duckdb.DuckDBPyConnection, act: EventRecord, undo_id: str) -> None:
-        cursor.execute(
-            f"UPDATE {table} SET retracted_by = NULL WHERE event_id = ? AND retracted_by = ?", [act.event_id, undo_id]
-        )
+        for table in tables:
+            cursor.execute(
+                f"UPDATE {table} SET retracted_by = NULL WHERE event_id = ? AND retracted_by = ?",
+                [act.event_id, undo_id],
+            )
 
     return redo
 
@@ -518,6 +541,7 @@ APPLY: dict[str, Apply] = {
     "suggestions_accepted": _apply_suggestions_accepted,
     "suggestions_rejected": _apply_suggestions_rejected,
     "constraint": _apply_constraint,
+    **dict.fromkeys(CLUSTER_ACTS, _apply_clusters_changed),
     "labels_restored": _apply_labels_restored,
     "meta_question_edited": _apply_meta_question_edited,
     "plan_saved": _apply_plan_saved,
@@ -536,6 +560,7 @@ UNDO: dict[str, Reverse] = {
     "suggestions_accepted": _undo_statements("label"),
     "suggestions_rejected": _undo_statements("rejection"),
     "constraint": _undo_statements("skill_constraint"),
+    **dict.fromkeys(CLUSTER_ACTS, _undo_statements("cluster_move", "cluster_edit")),
     "labels_restored": _undo_labels_restored,
     "meta_question_edited": _undo_meta_question_edited,
     "plan_saved": _undo_plan_saved,
@@ -549,6 +574,7 @@ REDO: dict[str, Reverse] = {
     "suggestions_accepted": _redo_statements("label"),
     "suggestions_rejected": _redo_statements("rejection"),
     "constraint": _redo_statements("skill_constraint"),
+    **dict.fromkeys(CLUSTER_ACTS, _redo_statements("cluster_move", "cluster_edit")),
     "labels_restored": _redo_labels_restored,
     "plan_saved": _redo_plan_saved,
 }

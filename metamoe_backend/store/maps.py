@@ -79,7 +79,7 @@ def fetch_map_points(store: Store, map_id: str) -> pd.DataFrame:
         SELECT point.question_id, x::FLOAT AS x, y::FLOAT AS y, cluster::INT AS cluster, strength::FLOAT AS strength,
             question.task, coalesce(label.skill, suggestion.skill) AS skill, label.skill IS NOT NULL AS labelled,
             (CASE WHEN label.skill IS NOT NULL THEN 1.0 ELSE suggestion.probability END)::FLOAT AS confidence
-        FROM map_point AS point JOIN question USING (question_id)
+        FROM current_map_point AS point JOIN question USING (question_id)
         LEFT JOIN question_label AS label USING (question_id)
         LEFT JOIN current_suggestion AS suggestion USING (question_id)
         WHERE map_id = ? ORDER BY point.question_id
@@ -115,16 +115,20 @@ def find_map_points(store: Store, map_id: str, text: str) -> np.ndarray:
 
 
 def fetch_clusters(store: Store, map_id: str) -> pd.DataFrame:
-    """Clusters of a map with what they hold: rows.Cluster columns, labelled, top_task, top_task_share, top_skill."""
+    """Clusters of a map as they stand now, with what they hold.
+
+    cluster, size, x, y (median), name (a person's, else NULL), keywords, samples, labelled, top_task, top_task_share,
+    top_skill.
+    """
     return store.frame(
         """
         WITH member AS (
-            SELECT cluster, question.task, label.skill FROM map_point AS point
+            SELECT cluster, question.task, label.skill FROM current_map_point AS point
             JOIN question USING (question_id) LEFT JOIN question_label AS label USING (question_id)
             WHERE map_id = $map)
-        SELECT cluster.*, count(member.skill) AS labelled, mode(member.task) AS top_task,
+        SELECT cluster.* EXCLUDE (map_id), count(member.skill) AS labelled, mode(member.task) AS top_task,
             max(task_count.share) AS top_task_share, mode(member.skill) AS top_skill
-        FROM cluster JOIN member USING (cluster)
+        FROM current_cluster AS cluster JOIN member USING (cluster)
         JOIN (SELECT cluster, max(n) / sum(n) AS share FROM (
                 SELECT cluster, task, count(*) AS n FROM member GROUP BY ALL) GROUP BY cluster) AS task_count
             USING (cluster)
@@ -136,17 +140,20 @@ def fetch_clusters(store: Store, map_id: str) -> pd.DataFrame:
 
 
 def fetch_cluster_question_ids(store: Store, map_id: str, cluster: int) -> list[str]:
-    """Ids of a cluster's questions; raises `NotFoundError` when the map has no such cluster."""
+    """Ids of a cluster's questions (-1: of the noise); raises `NotFoundError` when the map has no such cluster."""
     rows = store.cursor().execute(
-        "SELECT question_id FROM map_point WHERE map_id = ? AND cluster = ? ORDER BY question_id", [map_id, cluster]
+        "SELECT question_id FROM current_map_point WHERE map_id = ? AND cluster = ? ORDER BY question_id",
+        [map_id, cluster],
     )
     ids = [row[0] for row in rows.fetchall()]
     if not ids:
-        there = [
-            row[0]
-            for row in store.cursor()
-            .execute("SELECT cluster FROM cluster WHERE map_id = ? ORDER BY 1", [map_id])
-            .fetchall()
-        ]
-        raise NotFoundError(f"The map has no cluster {cluster} (it has {', '.join(map(str, there)) or 'none'}).")
+        there = store.cursor().execute("SELECT cluster FROM current_cluster WHERE map_id = ? ORDER BY 1", [map_id])
+        named = ", ".join(str(row[0]) for row in there.fetchall()) or "none"
+        raise NotFoundError(f"The map has no cluster {cluster} (it has {named}).")
     return ids
+
+
+def is_changed(store: Store, map_id: str) -> bool:
+    """Whether a person has put any question of the map into another cluster, and it still stands."""
+    found = store.value("SELECT 1 FROM cluster_move WHERE map_id = ? AND retracted_by IS NULL LIMIT 1", [map_id])
+    return found is not None

@@ -154,6 +154,39 @@ def m003_skill_constraints(cursor: duckdb.DuckDBPyConnection) -> None:
     """)
 
 
+def m004_clusters_as_people_see_them(cursor: duckdb.DuckDBPyConnection) -> None:
+    """People rename, merge and split clusters and move questions between them."""
+    cursor.execute("""
+        CREATE TABLE cluster_move (event_id VARCHAR NOT NULL, map_id VARCHAR NOT NULL, question_id VARCHAR NOT NULL,
+            cluster BIGINT NOT NULL, author VARCHAR NOT NULL, made_at TIMESTAMP NOT NULL, retracted_by VARCHAR);
+        CREATE TABLE cluster_edit (event_id VARCHAR NOT NULL, map_id VARCHAR NOT NULL, cluster BIGINT NOT NULL,
+            name VARCHAR, keywords VARCHAR[], samples VARCHAR[], author VARCHAR NOT NULL, made_at TIMESTAMP NOT NULL,
+            retracted_by VARCHAR);
+        -- Where each question lies, in the cluster where HDBSCAN or, since, a person put it.
+        CREATE VIEW current_map_point AS
+            SELECT point.map_id, point.question_id, point.x, point.y, coalesce(moved.cluster, point.cluster) AS cluster,
+                point.strength
+            FROM map_point AS point
+            LEFT JOIN (SELECT map_id, question_id, cluster FROM cluster_move WHERE retracted_by IS NULL
+                       QUALIFY row_number() OVER (PARTITION BY map_id, question_id ORDER BY event_id DESC) = 1) AS moved
+                USING (map_id, question_id);
+        -- Clusters that have questions, as they stand now.
+        CREATE VIEW current_cluster AS
+            SELECT map_id, cluster, member.size, member.x, member.y, nullif(said.name, '') AS name,
+                coalesce(said.keywords, found.keywords, []) AS keywords,
+                coalesce(said.samples, found.samples, []) AS samples
+            FROM (SELECT map_id, cluster, count(*) AS size, median(x) AS x, median(y) AS y
+                  FROM current_map_point WHERE cluster >= 0 GROUP BY map_id, cluster) AS member
+            LEFT JOIN cluster AS found USING (map_id, cluster)
+            LEFT JOIN (SELECT map_id, cluster,
+                           arg_max(name, event_id) FILTER (name IS NOT NULL) AS name,
+                           arg_max(keywords, event_id) FILTER (keywords IS NOT NULL) AS keywords,
+                           arg_max(samples, event_id) FILTER (samples IS NOT NULL) AS samples
+                       FROM cluster_edit WHERE retracted_by IS NULL GROUP BY map_id, cluster) AS said
+                USING (map_id, cluster);
+    """)
+
+
 def _describe_columns(cursor: duckdb.DuckDBPyConnection) -> None:
     """Columns carry their meaning from rows.py as comments."""
     for table in TABLES:
@@ -166,6 +199,7 @@ MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (
     m001_first_tables,
     m002_rejections_and_decisions,
     m003_skill_constraints,
+    m004_clusters_as_people_see_them,
 )
 
 

@@ -7,6 +7,8 @@ from metamoe_backend.store.connection import Store
 
 VIEWS = {
     "current_meta_question": "The meta-question that counts: the newest build, corrected by the newest edit.",
+    "current_map_point": "Where each question lies, in the cluster where HDBSCAN or, since, a person put it.",
+    "current_cluster": "Clusters that have questions, as they stand now, with the name a person gave them.",
     "standing_label": "Each person's newest label that was not taken back.",
     "standing_rejection": "Refused suggestions that were not taken back.",
     "question_label": "One skill per question: what a person decided, else the newest standing label of anyone.",

@@ -1,6 +1,7 @@
 """What people did, in words: what an act does, and how and why it came about. As plain text: callers escape it."""
 
 from metamoe_backend.store.acts import Act
+from metamoe_backend.store.events import CLUSTER_ACTS
 from pages.shared.i18n import _, ngettext
 
 
@@ -12,6 +13,8 @@ def act_text(act: Act) -> str:
         return _labels_text(act)
     if act.kind.startswith("skill_"):
         return _skill_text(act)
+    if act.kind in CLUSTER_ACTS:
+        return _cluster_text(act)
     said = act.values
     if act.kind == "plan_saved":
         return _("plan '{plan}'").format(plan=said["plan"])
@@ -78,6 +81,20 @@ def _skill_text(act: Act) -> str:
         text = ngettext("splitting {n} question off '{skill}' as '{name}'", "splitting {n} questions off '{skill}' as '{name}'", act.n)  # fmt: skip
         return text.format(n=f"{act.n:,}", skill=said["from"], name=said["name"])
     return _("recolouring '{skill}'").format(skill=skill)
+
+
+def _cluster_text(act: Act) -> str:
+    said, n = act.values, f"{act.n:,}"
+    if act.kind == "cluster_renamed":
+        return _("calling cluster {before} '{name}'").format(before=said["before"], name=said["name"])
+    if act.kind == "clusters_merged":
+        return _("merging cluster {clusters} into {into}").format(clusters=said["from"], into=said["into"])
+    if act.kind == "cluster_split":
+        return _("splitting cluster {cluster}").format(cluster=said["from"])
+    if act.kind == "noise_absorbed":
+        return ngettext("{n} question of the noise into its cluster", "{n} questions of the noise into their clusters", act.n).format(n=n)  # fmt: skip
+    text = ngettext("{n} question into cluster {into}", "{n} questions into cluster {into}", act.n)
+    return text.format(n=n, into=said["into"])
 
 
 def _review_text(act: Act) -> str:

@@ -32,7 +32,7 @@ from pages.shared.map_data import (
     load_outcomes,
     load_points,
 )
-from pages.shared.state import get_selection, get_store, select
+from pages.shared.state import get_selection, get_store, select, select_in_address
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -72,7 +72,7 @@ def render_toolbar() -> View:
     """Colour, search, tool, and how the points look."""
     left, middle, right, last = st.columns([1.1, 1.2, 1.95, 0.6], vertical_alignment="bottom", gap="small")
     with left:
-        colour = st.selectbox(_("Colour by"), COLOURS, format_func=colour_name, key="map_colour", bind="query-params")
+        colour = select_in_address(_("Colour by"), COLOURS, "map_colour", colour_name)
     with middle:
         search = st.text_input(
             _("Search the text"), key="map_search", icon=":material/search:", placeholder=_("any part of a question")
@@ -142,7 +142,8 @@ def _keep_or_redraw(store: Store, map_id: str, points: pd.DataFrame, clusters: p
     So does looking elsewhere where the map is a picture.
     """
     dated = view.colour not in _OF_TEXTS or view.search or len(points) <= HOVERED
-    signature = (map_id, view, store.version if dated else None)
+    named = tuple(zip(clusters["cluster"], clusters["size"], clusters["name"], strict=True))
+    signature = (map_id, view, named, store.version if dated else None)
     selected, camera = get_selection().questions, get_camera(FIGURE, map_id)
     kept: Drawn | None = st.session_state.get(_DRAWN)
     if kept is not None and kept.signature == signature:

@@ -4,9 +4,10 @@ import pandas as pd
 import streamlit as st
 
 from metamoe_backend.store.connection import Store
-from metamoe_backend.store.maps import fetch_cluster_question_ids
+from metamoe_backend.store.maps import fetch_cluster_question_ids, is_changed
 from pages.shared.i18n import _, ngettext
 from pages.shared.layout import answer_line, plain, question_text
+from pages.shared.map_cluster_acts import render_cluster_acts, render_noise_act
 from pages.shared.map_data import load_skills, load_texts
 from pages.shared.map_drawing import of_name
 from pages.shared.map_inspector import count_text, render_label_control
@@ -38,21 +39,23 @@ def describe_map(row: pd.Series) -> str:
 
 def render_answer(chosen: pd.Series, clusters: pd.DataFrame) -> None:
     """How many groups there are, and whether they are the tasks under another name."""
-    n = int(chosen["clusters"])
+    n = len(clusters)
     sentence = ngettext("{n} cluster in {questions} questions", "{n} clusters in {questions} questions", n).format(
         n=n, questions=f"{chosen['questions']:,}"
     )
     if n:
         pure = int((clusters["top_task_share"] >= ONE_TASK).sum())
         sentence += _(", {pure} of them of one task only").format(pure=pure)
-    sentence += _("; {noise} noise").format(noise=percent(chosen["noise_share"]))
+    sentence += _("; {noise} noise").format(noise=percent(1 - clusters["size"].sum() / chosen["questions"]))
     if pd.notna(chosen["nmi"]):
         sentence += _("; NMI to task names {nmi}").format(nmi=number_text(chosen["nmi"]))
     answer_line(sentence + _("."))
 
 
-def render_quality(chosen: pd.Series) -> None:
+def render_quality(store: Store, chosen: pd.Series) -> None:
     """Every measure in one line, with what it means."""
+    if is_changed(store, chosen["map_id"]):
+        st.caption(_("Clusters were changed by hand since; the measures are of those that HDBSCAN found."))
     st.caption(
         _(
             "NMI {nmi} and ARI {ari} against task names (1: the same grouping, 0: none; noise left out). DBCV {dbcv} and "
@@ -68,8 +71,10 @@ def render_quality(chosen: pd.Series) -> None:
 
 
 def render_clusters(store: Store, map_id: str, clusters: pd.DataFrame) -> None:
-    """The table of clusters; the picked one can be labelled and shown."""
-    st.subheader(_("Clusters"), anchor=False)
+    """The table of clusters; the picked one can be labelled, shown, renamed, merged and split."""
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.subheader(_("Clusters"), anchor=False, width="content")
+        render_noise_act(map_id, clusters)
     if clusters.empty:
         st.info(_("Everything is noise here: draw a map with a smaller cluster size."), icon=":material/blur_on:")
         return
@@ -77,6 +82,7 @@ def render_clusters(store: Store, map_id: str, clusters: pd.DataFrame) -> None:
     shown = pd.DataFrame(
         {
             "cluster": clusters["cluster"],
+            "name": clusters["name"].where(clusters["named"], ""),
             "size": clusters["size"],
             "keywords": [", ".join(words) for words in clusters["keywords"]],
             "top_task": clusters["top_task"],
@@ -93,7 +99,7 @@ def render_clusters(store: Store, map_id: str, clusters: pd.DataFrame) -> None:
         "top_skill": skill_chips(load_skills(store), _("Most frequent label")),
     }
     labels = {
-        "cluster": _("Cluster"), "size": _("Questions"), "keywords": _("Keywords"), "top_task": _("Largest task"),
+        "cluster": _("Cluster"), "name": _("Name"), "size": _("Questions"), "keywords": _("Keywords"), "top_task": _("Largest task"),
         "labelled": _("Labelled"), "sample": _("Most central question"),
     }  # fmt: skip
     picked = show_table(
@@ -101,12 +107,12 @@ def render_clusters(store: Store, map_id: str, clusters: pd.DataFrame) -> None:
     )  # fmt: skip
     if len(picked):
         row = clusters[clusters["cluster"] == picked["cluster"].iloc[0]].iloc[0]
-        _render_cluster(store, map_id, row)
+        _render_cluster(store, map_id, row, clusters)
     else:
-        st.caption(_("Pick a row to see the cluster's questions and to label it."))
+        st.caption(_("Pick a row to see the cluster's questions, and to label, rename, merge or split it."))
 
 
-def _render_cluster(store: Store, map_id: str, row: pd.Series) -> None:
+def _render_cluster(store: Store, map_id: str, row: pd.Series, clusters: pd.DataFrame) -> None:
     number = int(row["cluster"])
     ids = load_cluster_ids(store, map_id, number)
     with st.container(border=True):
@@ -116,6 +122,7 @@ def _render_cluster(store: Store, map_id: str, row: pd.Series) -> None:
             if st.button(_("Show on the map"), key="map_show_cluster", icon=":material/highlight:"):
                 select(questions=ids, why=_("cluster {number}").format(number=number))
                 st.rerun()
+        render_cluster_acts(store, map_id, row, clusters)
         render_label_control(store, ids, "cluster", f"map_cluster_{number}")
         texts = load_texts(store, tuple(row["samples"]))
         for question_id in row["samples"]:

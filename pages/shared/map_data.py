@@ -6,6 +6,7 @@ import pandas as pd
 from metamoe_backend.evaluate.outcomes import compute_outcomes
 from metamoe_backend.figures.maps import assign_colours
 from metamoe_backend.figures.style import OUTCOME_COLOURS, plain, wrapped
+from metamoe_backend.skills.clusters import make_name
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.experts import fetch_plan_entries, fetch_plans, fetch_systems
 from metamoe_backend.store.maps import fetch_clusters, fetch_map_points, fetch_map_texts, fetch_maps, find_map_points
@@ -49,9 +50,10 @@ def load_matches(store: Store, map_id: str, text: str) -> np.ndarray:
 
 @per_version
 def load_clusters(store: Store, map_id: str) -> pd.DataFrame:
-    """Clusters with name: their first words."""
+    """Clusters with name: a person's, else their first words."""
     clusters = fetch_clusters(store, map_id)
-    return clusters.assign(name=[" ".join(list(words)[:2]) for words in clusters["keywords"]])
+    names = [make_name(*pair) for pair in zip(clusters["name"], clusters["keywords"], strict=True)]
+    return clusters.assign(name=names, named=clusters["name"].notna())
 
 
 @per_version

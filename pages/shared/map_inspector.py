@@ -14,6 +14,7 @@ from pages.shared.errors import guarded
 from pages.shared.i18n import _, ngettext
 from pages.shared.layout import confirm, plain, question_text
 from pages.shared.map_canvas import find_selected_rows
+from pages.shared.map_cluster_acts import render_move
 from pages.shared.map_data import fill_missing, load_skills, load_texts, name_clusters
 from pages.shared.skill_cells import as_chips, skill_chips
 from pages.shared.state import clear_selection, get_person, get_selection, get_store, open_page
@@ -55,6 +56,7 @@ def render_inspector(store: Store, map_id: str, points: pd.DataFrame, clusters: 
     )
     _render_breakdown(store, rows, clusters)
     _render_samples(store, rows)
+    render_move(map_id, rows["question_id"], clusters)
     if st.button(_("Label them one by one"), key="map_to_skills", icon=":material/label:"):
         open_page("skills")
 

@@ -203,3 +203,19 @@ def open_page(name: str) -> NoReturn:
     """Go to a page by its word in the address (overview, tasks, map …); the selection goes along."""
     params = {key: value for key, value in _as_url(get_selection()).items() if value}
     st.switch_page(st.session_state["pages"][name], query_params=params)
+
+
+def select_in_address(label: str, codes: Sequence[str], key: str, format_func: Callable[[str], str]) -> str:
+    """A selectbox whose choice stands in the address by its code, not by its (translated) text; the first is the default.
+
+    `bind="query-params"` would write what the person reads: another language could not open the link.
+    """
+    wanted = st.query_params.get(key)
+    if key not in st.session_state and wanted in codes:
+        st.session_state[key] = wanted
+    chosen = st.selectbox(label, codes, format_func=format_func, key=key)
+    if chosen == codes[0]:
+        st.query_params.pop(key, None)
+    elif wanted != chosen:
+        st.query_params[key] = chosen
+    return chosen

@@ -157,6 +157,59 @@ def test_a_click_picks_one_question_and_clear_forgets_the_lasso(page: Page) -> N
     expect(page.get_by_role("button", name="Label all 1")).to_be_visible()
 
 
+def pick_cluster(page: Page, number: int) -> None:
+    """Pick a row of the table of clusters: they stand in order of their numbers."""
+    table = page.locator("[class*='st-key-map_clusters_']").first
+    table.scroll_into_view_if_needed()
+    canvas = table.locator("canvas").first.bounding_box()
+    assert canvas is not None
+    page.mouse.click(canvas["x"] + 18, canvas["y"] + 35 * (number + 1) + 17)
+    wait_idle(page)
+
+
+def read_names(page: Page) -> set[str]:
+    return set(page.locator(".st-key-map_figure .annotation-text").all_inner_texts())
+
+
+def test_a_cluster_is_renamed_merged_and_split_and_each_is_taken_back(fresh_page: Page) -> None:
+    page = fresh_page
+    open_map(page)
+    before = read_names(page)
+    pick_cluster(page, 2)
+    page.get_by_role("button", name="Rename").first.click()
+    field = page.get_by_role("textbox", name="Name", exact=True)
+    field.fill("adding up")
+    field.press("Enter")
+    wait_idle(page)
+    page.locator("[class*='st-key-map_name_2_go'] button").click()
+    expect(page.get_by_text("adding up").first).to_be_visible()
+    wait_idle(page)
+    assert "adding up" in read_names(page)
+    screenshot(page, "map_clusters", full=True)
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Undo", exact=True).click()
+    expect(page.get_by_text("Taken back.")).to_be_visible()
+    wait_idle(page)
+    assert read_names(page) == before
+    page.get_by_role("button", name="Merge").first.click()
+    page.locator("[class*='st-key-map_merge_2_go'] button").click()
+    expect(page.get_by_text("6 clusters in 420 questions")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Undo", exact=True).click()
+    expect(page.get_by_text("7 clusters in 420 questions")).to_be_visible()
+    wait_idle(page)
+
+
+def test_the_address_holds_codes_that_every_language_reads(page: Page) -> None:
+    open_map(page)
+    page.get_by_role("combobox", name="Colour by").click()
+    page.get_by_role("option", name="Outcome").click()
+    wait_idle(page)
+    assert "map_colour=outcome" in page.url
+    open_page(page, "map", "map_colour=confidence")
+    expect(page.get_by_text("1 for a label, the suggestion's probability else")).to_be_visible()
+
+
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_map_workspace(tmp_path_factory.mktemp("many") / "many", 90_000).root
