@@ -117,7 +117,7 @@ def fetch_questions_to_label(store: Store, map_id: str | None) -> pd.DataFrame:
             coalesce(point.cluster, -1) AS cluster, point.strength, coalesce(label.skill, suggestion.skill) AS skill,
             label.skill IS NOT NULL AS labelled, if(label.skill IS NULL, suggestion.probability, 1.0) AS probability,
             suggestion.margin, suggestion.runner_up
-        FROM question LEFT JOIN (SELECT * FROM map_point WHERE map_id = $map) AS point USING (question_id)
+        FROM question LEFT JOIN (SELECT * FROM current_map_point WHERE map_id = $map) AS point USING (question_id)
         LEFT JOIN question_label AS label USING (question_id)
         LEFT JOIN current_suggestion AS suggestion USING (question_id)
         ORDER BY question.task, question.position, question.question_id
