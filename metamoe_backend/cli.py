@@ -146,6 +146,17 @@ def _add_data_verbs(add: Add) -> None:
     cluster.add_argument("--task", action="append", default=[], help="only this task (may be repeated)")
     _add_set(cluster)
 
+    clusters = add("clusters", "List the clusters of the newest map, or change them: each change can be undone.")
+    acts = ["list", "rename", "merge", "split", "move", "absorb", "undo"]
+    clusters.add_argument("act", nargs="?", default="list", choices=acts, help="absorb: noise goes to its neighbours'")
+    clusters.add_argument("--cluster", type=int, nargs="+", default=[], metavar="N", help="which clusters")
+    clusters.add_argument("--name", help="rename: the name; empty: its keywords again")
+    clusters.add_argument("--into", type=int, metavar="N", help="merge, move: the cluster; move without it: a new one")
+    clusters.add_argument("--parts", type=int, metavar="N", help="split: how many; by default as many as fit best")
+    clusters.add_argument("--question", nargs="+", default=[], metavar="ID", help="move: these questions")
+    clusters.add_argument("--event", metavar="ID", help="undo: the act, as it was named")
+    _add_by(clusters)
+
 
 def _add_skill_verbs(add: Add) -> None:
     label = add("label", "State which skill questions need.")

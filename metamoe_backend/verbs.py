@@ -165,6 +165,33 @@ def run_cluster(options: argparse.Namespace) -> Result:
 # ---- skills -----------------------------------------------------------------------------------------------------
 
 
+def run_clusters(options: argparse.Namespace) -> Result:
+    from metamoe_backend.skills import clusters
+    from metamoe_backend.store.acts import undo
+    from metamoe_backend.store.maps import fetch_clusters, require_map
+
+    with _open(options) as store:
+        map_id, chosen, event_id = require_map(store, None), options.cluster, None
+        if options.act in ("rename", "split") and len(chosen) != 1:
+            raise ConfigError(f"clusters {options.act}: name one cluster with --cluster N.")
+        if options.act == "rename":
+            event_id = clusters.rename_cluster(store, map_id, chosen[0], options.name or "", options.by)
+        elif options.act == "merge":
+            if options.into is None:
+                raise ConfigError("clusters merge: say with --into N which cluster takes over the others.")
+            event_id = clusters.merge_clusters(store, map_id, chosen, options.into, options.by)
+        elif options.act == "split":
+            event_id = clusters.split_cluster(store, map_id, chosen[0], options.parts, options.by)
+        elif options.act == "move":
+            event_id = clusters.move_questions(store, map_id, options.question, options.into, options.by)
+        elif options.act == "absorb":
+            event_id = clusters.absorb_map_noise(store, map_id, options.by)
+        elif options.act == "undo":
+            event_id = undo(store, options.event or "", options.by)
+        shown = fetch_clusters(store, map_id).drop(columns=["x", "y", "samples"])
+    return {**_table(options, {"clusters": shown}), "map_id": map_id, "event_id": event_id}
+
+
 def run_label(options: argparse.Namespace) -> Result:
     from metamoe_backend.store.maps import fetch_cluster_question_ids, require_map
     from metamoe_backend.store.skills import find_or_create_skill, label_questions

@@ -1,10 +1,19 @@
 """Clusters in people's hands: each act is one event, and taking it back leaves nothing behind."""
 
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from metamoe_backend.errors import ConflictError, NotFoundError, UserError
+from metamoe_backend.cli import main
+from metamoe_backend.config import MetaQuestionConfig
+from metamoe_backend.errors import ConflictError, NotFoundError, UnavailableError, UserError
+from metamoe_backend.jobs.run_folder import create_run
+from metamoe_backend.skills.cluster_names import find_server, suggest_name
 from metamoe_backend.skills.clusters import (
     absorb_map_noise,
     absorb_noise,
@@ -16,6 +25,7 @@ from metamoe_backend.skills.clusters import (
 )
 from metamoe_backend.store.acts import undo
 from metamoe_backend.store.connection import Store
+from metamoe_backend.store.ingestion import ingest_run
 from metamoe_backend.store.maps import fetch_clusters, fetch_map_points, fetch_newest_map_id
 from metamoe_backend.store.rebuild import rebuild
 from metamoe_backend.workspace import Workspace
@@ -142,3 +152,56 @@ def test_parts_that_are_there_are_found_without_being_told_how_many():
     vectors = unit(centres[truth] + rng.normal(size=(90, 8)) * 0.05)
     assert split_vectors(vectors).tolist() == truth.tolist()
     assert not split_vectors(unit(np.ones((5, 3)))).any()
+
+
+def run_verb(capsys: pytest.CaptureFixture[str], workspace: Workspace, *arguments: str) -> dict:
+    capsys.readouterr()
+    assert main(["--workspace", str(workspace.root), "clusters", *arguments, "--by", "ana", "--json"]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_the_command_line_does_and_undoes_the_same(synthetic, capsys):
+    before = run_verb(capsys, synthetic)
+    assert [row["cluster"] for row in before["clusters"]] == list(range(7)) and before["event_id"] is None
+    named = run_verb(capsys, synthetic, "rename", "--cluster", "2", "--name", "adding")
+    assert named["clusters"][2]["name"] == "adding"
+    merged = run_verb(capsys, synthetic, "merge", "--cluster", "1", "4", "--into", "2")
+    assert [row["cluster"] for row in merged["clusters"]] == [0, 2, 3, 5, 6]
+    assert run_verb(capsys, synthetic, "undo", "--event", merged["event_id"])["clusters"] == named["clusters"]
+    assert len(run_verb(capsys, synthetic, "split", "--cluster", "3", "--parts", "2")["clusters"]) == 8
+    assert main(["--workspace", str(synthetic.root), "clusters", "split", "--by", "ana"]) == 2
+    assert "--cluster N" in capsys.readouterr().err
+
+
+class _NamingServer(BaseHTTPRequestHandler):
+    asked: ClassVar[list[dict]] = []
+    answer = "adding numbers."
+
+    def do_POST(self) -> None:
+        self.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        body = json.dumps({"choices": [{"message": {"content": f'"{self.answer}"\nBecause they add.'}}]}).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_language_model_that_was_used_before_proposes_a_name(store):
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), _NamingServer)
+    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    assert find_server(store) is None
+    config = MetaQuestionConfig(method="llm", model="namer", base_url=f"http://127.0.0.1:{listening.server_port}/v1")
+    run = create_run(store.workspace, "meta-questions", "llm", config.model_dump(), "ana", {})
+    ingest_run(store, run)
+    server = find_server(store)
+    assert server is not None
+    assert suggest_name(server, ["sum", "plus"], ["What is 1+1?", "What is 2+2?"]) == "adding numbers"
+    (asked,) = _NamingServer.asked
+    said = asked["messages"][0]["content"]
+    assert asked["model"] == "namer" and all(part in said for part in ("What is 1+1?", "What is 2+2?", "sum, plus"))
+    _NamingServer.answer = "."
+    with pytest.raises(UnavailableError, match="write one yourself"):
+        suggest_name(server, ["sum"], ["What is 1+1?"])
+    listening.shutdown()

@@ -168,7 +168,7 @@ def pick_cluster(page: Page, number: int) -> None:
 
 
 def read_names(page: Page) -> set[str]:
-    return set(page.locator(".st-key-map_figure .annotation-text").all_inner_texts())
+    return set(page.locator(".st-key-map_figure .annotation-text").all_text_contents())
 
 
 def test_a_cluster_is_renamed_merged_and_split_and_each_is_taken_back(fresh_page: Page) -> None:
