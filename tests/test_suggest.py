@@ -1,6 +1,8 @@
 """Suggestions and frozen labellings: a few labels are enough, doubt is honest, people's words come first."""
 
+import json
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metamoe_backend.config import FreezeConfig, SuggestConfig
-from metamoe_backend.embed import hash_text
+from metamoe_backend.embed import hash_text, load_encoder
 from metamoe_backend.errors import ConfigError, ConflictError, NotFoundError
 from metamoe_backend.launch import run_now
 from metamoe_backend.skills import labelling
 from metamoe_backend.skills.features import Features, make_features
 from metamoe_backend.skills.labelling import select_items
+from metamoe_backend.skills.queue import choose_next
 from metamoe_backend.skills.suggest import Constraint, compute, fit_predict, prepare, rule_out, settle_votes
 from metamoe_backend.store.skills import create_skill, fetch_labellings, label_questions, reject_suggestions
 from tests.conftest import insert_questions, insert_rows
@@ -161,6 +164,21 @@ def test_constraints_carry_a_label_from_question_to_question(asked, features):
     probabilities = fit_predict(features, labels, 0, chain)
     assert np.allclose(probabilities.sum(axis=1), 1)
     assert probabilities[lone].argmax(axis=1).tolist() == [1, 1]
+
+
+@pytest.mark.model
+def test_skills_of_chinese_and_mixed_questions_are_told_apart():
+    lines = (Path(__file__).parent / "data" / "chinese_questions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = pd.DataFrame(map(json.loads, lines))
+    texts, classes = rows["question"].tolist(), pd.factorize(rows["skill"])[0]
+    features = make_features(load_encoder("e5").encode(texts), texts, 0)
+    labels = np.full(len(classes), -1)
+    while (labels >= 0).sum() < 25:
+        chosen = choose_next(features, labels, 5, 0)
+        labels[chosen] = classes[chosen]
+    assert set(labels[labels >= 0]) == set(range(5))
+    found = fit_predict(features, labels, 0).argmax(axis=1)
+    assert (found == classes)[labels < 0].mean() > 0.85
 
 
 # ---- the stage --------------------------------------------------------------------------------------------------
