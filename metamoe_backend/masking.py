@@ -17,7 +17,7 @@ a name; common nouns are never masked.
 import re
 from collections.abc import Callable
 
-VERSION = "1"
+VERSION = "2"
 """Raise it with every change of the rules: meta-questions are built anew then."""
 
 LONGEST = 8000
@@ -73,6 +73,9 @@ _PASSAGE = _replace(
     r".{160,}?(?=\n\n|\n\s*(?:Question|Q|问题|问)\s*[:：]|\s(?:Question|Q)\s*:)",
     r"\1[passage]",
     re.DOTALL | re.MULTILINE,
+)
+_PASSAGE_BEFORE_QUESTION = _replace(
+    r"\A(?!(?:Question|Q|问题|问)\s*[:：])[^\n]{160,}(?=\n+(?:Question|Q|问题|问)\s*[:：][^\n]+\Z)", "[passage]"
 )
 _FENCED_CODE = _replace(r"```.*?(?:```|\Z)", "[code]", re.DOTALL)
 _CODE_BLOCK = _replace(
@@ -354,6 +357,7 @@ _RULES: tuple[Rule, ...] = (
     _CODE_BLOCK,
     _tidy,
     _PASSAGE,
+    _PASSAGE_BEFORE_QUESTION,
     _INLINE_CODE,
     _LATEX,
     _QUOTED,

@@ -105,6 +105,8 @@ def test_a_long_passage_gives_way_to_its_question():
     passage = "Biomass goes through many steps. " * 12
     masked = mask_question(f"Passage: {passage}\nQuestion: does it burn?\n")
     assert masked == "Passage: [passage]\nQuestion: does it burn?"
+    assert mask_question(f"{passage}\nQuestion: does it burn?") == "[passage]\nQuestion: does it burn?"
+    assert mask_question(passage).startswith("Biomass goes")  # nothing asks behind it
 
 
 PIECES = st.lists(
