@@ -97,7 +97,8 @@ def trainings() -> dict[str, dict[str, Any]]:
     }
 
 
-_MOE = {"experts": EXPERTS, "plan": PLAN, "device": "cpu", "train": "router", "of": "question"}
+# Experts that start from one adapter all know what it knows: no question needs the bare base model.
+_MOE = {"experts": EXPERTS, "plan": PLAN, "device": "cpu", "train": "router", "of": "question", "no_expert": False}
 _ROUTER_OPTIM = {**OPTIM, "steps": 30, "learning_rate": 5e-3}
 MIXTURES: dict[str, dict[str, Any]] = {
     "two-level": {"name": "two-level", "mode": "two-level", "top_k": 2, "optim": _ROUTER_OPTIM, **_MOE},

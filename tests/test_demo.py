@@ -38,7 +38,7 @@ def test_every_system_answered_every_held_out_question(demo: Workspace) -> None:
     with Store.open(demo) as store:
         answered = store.frame("SELECT system, count(DISTINCT question_id) AS n FROM prediction GROUP BY system")
         held_out = store.value("SELECT count(*) FROM question WHERE split = 'test'")
-    assert set(answered["system"]) == {"base", *recipe.EXPERTS, "mixed", *recipe.MIXTURES}
+    assert set(answered["system"]) == set(recipe.SYSTEMS)
     assert set(answered["n"]) == {held_out}
 
 
@@ -51,11 +51,13 @@ def test_the_accuracies_written_down_are_those_of_the_answers(demo: Workspace) -
 
 
 def test_each_expert_clearly_beats_base_on_its_own_skill_and_one_clearly_lost_elsewhere(demo: Workspace) -> None:
+    experts = [*recipe.EXPERTS, recipe.ALONE]
     with Store.open(demo) as store:
-        predictions = fetch_predictions(store, ["base", *recipe.EXPERTS])
-        learned = fetch_adapters(store, recipe.EXPERTS).set_index("adapter")["trained_on"]
+        predictions = fetch_predictions(store, ["base", *experts])
+        skills = fetch_adapters(store, experts).set_index("adapter")["skills"]
+    learned = {expert: [task for skill in skills[expert] for task in recipe.SKILLS[skill]] for expert in experts}
     differences = compute_differences_to_base(predictions).set_index(["system", "task"])
-    for expert in recipe.EXPERTS:
+    for expert in experts:
         for task in learned[expert]:
             assert differences.loc[(expert, task), "low"] > 0, (expert, task)
     elsewhere = [key for key in differences.index if key[1] not in learned[key[0]]]
