@@ -5,8 +5,9 @@ reasoning-gym generators, and all of these together. After L labels a skill (L t
 by an oracle), accuracy over the questions without a label: `next_L` asks for them in rounds with `next` and has
 `suggest` answer; `random_L` draws as many uniformly and fits a logistic regression on the MiniLM vectors; `suggest_L`
 has `suggest` answer on the same draws, reading meta-questions in `suggest_3_meta` and both joined in `suggest_3_both`.
-`ece_L`: expected calibration error of `next_L`, and before calibration (`raw`). `nmi` and `ari` are those of the
-clusters that `cluster` finds. Median over the seeds of the mean over the pools; `POOL/…` of one pool.
+`ece_L`: expected calibration error of `next_L`, and before calibration (`raw`). `near`: share of the ten nearest
+vectors that need the same skill; `nmi` and `ari`: of the clusters that `cluster` finds, one seed each. Median over the
+seeds of the mean over the pools; `POOL/…` of one pool.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from metamoe_backend.embed import hash_text, load_encoder
 from metamoe_backend.ingest.stage import read_preview
 from metamoe_backend.mapping import CLUSTER_DIMENSIONS, Clusters, compute_clusters, compute_projection, compute_quality
 from metamoe_backend.masking import mask_question
-from metamoe_backend.skills.features import Features, make_features
+from metamoe_backend.skills.features import Features, find_neighbours, make_features
 from metamoe_backend.skills.queue import choose_next
 from metamoe_backend.skills.suggest import fit_predict, spread_labels
 
@@ -39,6 +40,7 @@ ROWS, ROWS_GENERATED = 150, 40
 """Questions of each file and of each generator."""
 SEEDS, SEEDS_ALL = 5, 2
 BINS = 10
+NEAREST = 10
 GENERATORS = (
     "ab", "aiw", "base_conversion", "binary_alternation", "chain_sum", "coin_flip", "countdown",
     "decimal_arithmetic", "emoji_mystery", "fraction_simplification", "game_of_life_halting", "group_anagrams",
@@ -171,6 +173,8 @@ def measure_pool(frame: pd.DataFrame, encoded: dict[str, np.ndarray], seeds: int
             for name in ("meta", "both") if count == FEW else ():
                 note(f"suggest_{count}_{name}", score_suggestions(features[name], drawn, skills, seed)[0])
     for name, (vectors, _) in readings.items():
+        places = find_neighbours(vectors, NEAREST)[1]
+        scores[f"near_{name}"] = [float((skills[places] == skills[:, None]).mean())] * seeds
         quality = compute_quality(vectors, find_clusters(vectors), skills, 0)
         for figure in ("nmi", "ari"):
             scores[f"{figure}_{name}"] = [quality[figure] or 0.0] * seeds

@@ -99,8 +99,9 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
     _add_by(parser)
 
 
-def _add_of(parser: argparse.ArgumentParser, encoder: bool = True) -> None:
-    parser.add_argument("--of", choices=["question", "meta-question"], default="question")
+def _add_of(parser: argparse.ArgumentParser, encoder: bool = True, both: bool = True) -> None:
+    choices = ["question", "meta-question", *(["both"] if both else [])]
+    parser.add_argument("--of", choices=choices, default="question")
     parser.add_argument("--method", choices=["template", "llm"], help="whose meta-questions, with --of meta-question")
     if encoder:
         parser.add_argument(
@@ -134,7 +135,7 @@ def _add_data_verbs(add: Add) -> None:
     _add_set(meta)
 
     embed = add("embed", "Embed questions or meta-questions.")
-    _add_of(embed)
+    _add_of(embed, both=False)
     embed.add_argument("--task", action="append", default=[], help="only this task (may be repeated)")
     _add_by(embed)
 

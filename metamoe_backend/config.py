@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from metamoe_backend.errors import ConfigError
-from metamoe_backend.rows import MetaQuestionMethod, Of
+from metamoe_backend.rows import MetaQuestionMethod, Of, Reading
 
 DEFAULT_BASE = "smollm2-135m"
 DEFAULT_ENCODER = "minilm"
@@ -72,7 +72,7 @@ class ClusterConfig(StageConfig):
     """Draw the map and find clusters."""
 
     encoder: str = Field(DEFAULT_ENCODER, description="Whose vectors: minilm, e5 or a hub id")
-    of: Of = Field("question", description="Questions or meta-questions")
+    of: Reading = Field("question", description="Questions, meta-questions, or both joined")
     method: MetaQuestionMethod = Field("template", description="Which meta-questions, where these are mapped")
     neighbours: int = Field(15, ge=2, le=200, description="UMAP neighbours: small shows detail, large the whole")
     min_dist: float = Field(0.1, ge=0.0, le=0.99, description="UMAP minimal distance: small packs groups tightly")
@@ -85,7 +85,7 @@ class SuggestConfig(StageConfig):
     """Suggest skills for unlabelled questions."""
 
     encoder: str = Field(DEFAULT_ENCODER, description="Whose vectors: minilm, e5 or a hub id")
-    of: Of = Field("question", description="Questions or meta-questions")
+    of: Reading = Field("question", description="Questions, meta-questions, or both joined")
     method: MetaQuestionMethod = Field("template", description="Which meta-questions, where these are read")
     seed: int = Field(0, ge=0, description="Random seed")
 

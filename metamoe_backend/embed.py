@@ -16,7 +16,7 @@ import pandas as pd
 from metamoe_backend.config import EmbedConfig
 from metamoe_backend.errors import InputError, NotFoundError, UnavailableError
 from metamoe_backend.hub import find_model_folder
-from metamoe_backend.rows import MetaQuestionMethod, Of
+from metamoe_backend.rows import MetaQuestionMethod, Of, Reading
 
 if TYPE_CHECKING:
     from metamoe_backend.stage import Context, Inputs
@@ -206,11 +206,11 @@ def fetch_texts(store: "Store", of: Of, method: str, tasks: Sequence[str] = ()) 
 
 
 def fetch_embedded_questions(
-    store: "Store", encoder: str, of: Of, method: MetaQuestionMethod = "template", tasks: Sequence[str] = ()
+    store: "Store", encoder: str, of: Reading, method: MetaQuestionMethod = "template", tasks: Sequence[str] = ()
 ) -> pd.DataFrame:
     """Questions with their vectors: question_id, task, prompt, text_hash, vector.
 
-    `method` says whose meta-questions, where `of` is meta-question. Raises `NotFoundError` when there are no questions
+    `method` says whose meta-questions, where `of` is not question. Raises `NotFoundError` when there are no questions,
     or some have no vector.
     """
     from metamoe_backend.store.maps import fetch_vectors
@@ -222,10 +222,14 @@ def fetch_embedded_questions(
     joined = questions.merge(fetch_vectors(store, encoder, of, method=method), on="question_id", how="inner")
     missing = len(questions) - len(joined)
     if missing:
-        named = of if of == "question" else f"{method} {of}"
-        asked = of if of == "question" else f"{of} --method {method}"
+        meta = f"{method} meta-question"
+        named = {"question": of, "meta-question": meta, "both": f"text or {meta}"}[of]
+        command = f"python -m metamoe_backend embed --encoder {encoder} --of"
+        asked = {"question": [of]}.get(of, [f"meta-question --method {method}"])
+        if of == "both":
+            asked = ["question", *asked]
+        commands = " and ".join(f"`{command} {each}`" for each in asked)
         raise NotFoundError(
-            f"{missing} of {len(questions)} questions have no {encoder} vector of their {named}; "
-            f"run `python -m metamoe_backend embed --encoder {encoder} --of {asked}` first."
+            f"{missing} of {len(questions)} questions have no {encoder} vector of their {named}; run {commands} first."
         )
     return joined

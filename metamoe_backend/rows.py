@@ -24,6 +24,8 @@ number: greedy generation, last number in the output. reasoning_gym: greedy gene
 `score_answer`. code: generated program against unit tests inside a sandbox.
 """
 Of = Literal["question", "meta-question"]
+Reading = Literal["question", "meta-question", "both"]
+"""What is read of a question; both: the two vectors joined, each weighing the same."""
 MetaQuestionMethod = Literal["template", "llm"]
 How = Literal["question", "lasso", "cluster", "file", "accepted", "decided", "restored"]
 """How a label came about.
@@ -117,7 +119,7 @@ class Map:
     """One UMAP projection with HDBSCAN clusters, its parameters and its quality."""
 
     map_id: Annotated[str, "id (the run's)"]
-    of: Annotated[str, "question or meta-question"]
+    of: Annotated[str, "question, meta-question or both"]
     encoder: Annotated[str, "encoder of the vectors"]
     neighbours: Annotated[int, "UMAP n_neighbors"]
     min_dist: Annotated[float, "UMAP min_dist"]

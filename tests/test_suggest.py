@@ -298,6 +298,14 @@ def test_meta_questions_are_read_by_the_method_that_was_asked_for(store, monkeyp
         questions = prepare(store, SuggestConfig(of="meta-question", method=method))["questions"]
         assert questions["text"].tolist() == [text] * 3
         assert np.allclose(np.stack(questions["vector"]), encoder.encode([text] * 3))
+    with pytest.raises(NotFoundError, match="embed --encoder minilm --of question` and"):
+        prepare(store, SuggestConfig(of="both"))
+    run_now(store, "embed", {"of": "question"}, "ana")
+    both = prepare(store, SuggestConfig(of="both", method="llm"))["questions"]
+    prompts = [f"What is {number} plus {number}?" for number in range(3)]
+    assert both["text"].tolist() == [f"{prompt}\n{texts['llm']}" for prompt in prompts]
+    joined = np.hstack([encoder.encode(prompts), encoder.encode([texts["llm"]] * 3)]) / np.sqrt(2)
+    assert np.allclose(np.stack(both["vector"]), joined, atol=1e-6)
 
 
 # ---- freezing ---------------------------------------------------------------------------------------------------

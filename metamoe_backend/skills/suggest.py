@@ -261,7 +261,10 @@ def _make_rows(question_ids: np.ndarray, probabilities: np.ndarray, classes: lis
 def fetch_readable(store: "Store", config: SuggestConfig) -> pd.DataFrame:
     """What can be learned from: question_id, text, vector. Raises `NotFoundError` when something is not embedded."""
     questions = fetch_embedded_questions(store, config.encoder, config.of, config.method)
-    questions["text"] = questions["prompt"] if config.of == "question" else _find_meta_texts(store, questions, config)
+    questions["text"] = questions["prompt"]
+    if config.of != "question":
+        metas = pd.Series(_find_meta_texts(store, questions, config), index=questions.index)
+        questions["text"] = metas if config.of == "meta-question" else questions["prompt"] + "\n" + metas
     return questions[["question_id", "text", "vector"]]
 
 

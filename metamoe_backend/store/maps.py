@@ -14,8 +14,12 @@ def fetch_vectors(
 ) -> pd.DataFrame:
     """question_id, text_hash, vector (unit, float32) of the newest embedding of each question.
 
-    With `of` meta-question, only those embedded as meta-questions of `method`, where one is given.
+    With `of` meta-question, only those embedded as meta-questions of `method`, where one is given. With `of` both, the
+    vector of the question joined with that of its meta-question, for questions that have both.
     """
+    if of == "both":
+        sides = [fetch_vectors(store, encoder, side, question_ids, method) for side in ("question", "meta-question")]
+        return _join_vectors(*sides)
     return store.frame(
         """
         SELECT question_id, text_hash, vector FROM embedding LEFT JOIN run USING (run_id)
@@ -33,6 +37,13 @@ def fetch_vectors(
     )
 
 
+def _join_vectors(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """Unit vectors beside each other, as unit vectors again: their product is the mean of the two products."""
+    joined = first.merge(second[["question_id", "vector"]], on="question_id", suffixes=("", "_second"))
+    pairs = zip(joined["vector"], joined.pop("vector_second"), strict=True)
+    return joined.assign(vector=[np.concatenate(pair) * np.float32(np.sqrt(0.5)) for pair in pairs])
+
+
 def fetch_embedded(store: Store) -> pd.DataFrame:
     """What is embedded: encoder, of, questions, dim."""
     return store.frame(
@@ -43,7 +54,9 @@ def fetch_embedded(store: Store) -> pd.DataFrame:
 
 def fetch_newest_embedding(store: Store, encoder: str, of: str) -> str | None:
     """The run that embedded last: as long as it is the same, the vectors are."""
-    return store.value("SELECT max(run_id) FROM embedding WHERE encoder = ? AND of = ?", [encoder, of])
+    return store.value(
+        "SELECT max(run_id) FROM embedding WHERE encoder = ? AND (of = ? OR ? = 'both')", [encoder, of, of]
+    )
 
 
 def fetch_maps(store: Store) -> pd.DataFrame:

@@ -40,7 +40,7 @@ def load_newest_run(store: Store) -> dict | None:
 
 
 def of_name(of: str) -> str:
-    return {"question": _("questions"), "meta-question": _("meta-questions")}.get(of, of)
+    return {"question": _("questions"), "meta-question": _("meta-questions"), "both": _("both joined")}.get(of, of)
 
 
 def start(stage: str, values: dict) -> None:

@@ -43,7 +43,7 @@ def render_suggestions(store: Store, suggestions: pd.DataFrame, skills: pd.DataF
 def _render_suggest(store: Store, suggestions: pd.DataFrame) -> None:
     """The step runs here and now: it takes seconds."""
     newest = load_newest_map(store) or {"encoder": DEFAULT_ENCODER, "of": "question"}
-    words = {"question": _("questions"), "meta-question": _("meta-questions")}
+    words = {"question": _("questions"), "meta-question": _("meta-questions"), "both": _("both joined")}
     with st.container(horizontal=True, vertical_alignment="bottom"):
         of = st.segmented_control(
             _("Read"), list(words), default=newest["of"], format_func=words.get, key="skills_suggest_of", required=True,
