@@ -2,19 +2,42 @@
 
 import re
 
+import pandas as pd
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
+from metamoe_backend.store.acts import fetch_act
 from metamoe_backend.store.connection import Store
-from metamoe_backend.store.skills import fetch_labellings, fetch_labels
+from metamoe_backend.store.skills import fetch_conflicts, fetch_labellings, fetch_labels, fetch_rejections
 from metamoe_backend.workspace import Workspace
-from tests.browser.driving import Dashboard, open_page, screenshot, wait_idle
+from tests.browser.driving import Dashboard, open_page, open_tab, screenshot, wait_idle
 
 pytestmark = pytest.mark.browser
 
 
 def card_text(page: Page) -> str:
     return page.locator(".st-key-skills_card [data-testid=stText]").first.inner_text()
+
+
+def end(dashboard: Dashboard) -> None:
+    """Let go of the workspace."""
+    dashboard.process.terminate()
+    dashboard.process.wait()
+
+
+def find_questions(dashboard: Dashboard, n: int) -> list[str]:
+    """Ids of `n` questions nobody has labelled, read from the files of the run that brought them in."""
+    parts = sorted(dashboard.workspace.glob("runs/*-ingest-*/output/question-*.parquet"))
+    labelled = "".join(path.read_text() for path in dashboard.workspace.glob("events/*.jsonl"))
+    ids = [name for name in pd.read_parquet(parts[0])["question_id"] if name not in labelled]
+    return ids[:n]
+
+
+def press_for(page: Page, key: str, text: str) -> None:
+    """Press a key and wait for what the page says then."""
+    page.keyboard.press(key)
+    expect(page.get_by_role("button", name=text).first).to_be_visible()
+    wait_idle(page)
 
 
 def press(page: Page, key: str) -> None:
@@ -38,12 +61,87 @@ def test_keys_label_accept_and_skip(fresh_page: Page, fresh_dashboard: Dashboard
     expect(page.get_by_text("34 labelled questions cover")).to_be_visible()
     page.get_by_role("button", name=re.compile("Take back 1 label")).first.click()
     expect(page.get_by_text("33 labelled questions cover")).to_be_visible()
-    wait_idle(page)
-    fresh_dashboard.process.terminate()
-    fresh_dashboard.process.wait()
+    end(fresh_dashboard)
     with Store.open(Workspace(fresh_dashboard.workspace)) as store:
         newest = fetch_labels(store).iloc[-1]
     assert (newest["skill"], newest["how"]) == ("logic", "question")
+
+
+def test_sixty_questions_are_labelled_with_keys_alone(fresh_page: Page, fresh_dashboard: Dashboard) -> None:
+    """Digits, Enter, Backspace, Space and U in turn: 60 labels stand at the end, and 12 refusals."""
+    page = fresh_page
+    open_page(page, "skills")
+    for _ in range(12):
+        for key in ("1", "2", "Enter", "Backspace", "3", "Space", "4", "1"):
+            press(page, key)
+        press_for(page, "U", "Do again: 1 label 'arithmetic'")
+    expect(page.get_by_text("92 labelled questions cover 4 of 4 skills")).to_be_visible()
+    screenshot(page, "skills_after_sixty", full=True)
+    end(fresh_dashboard)
+    with Store.open(Workspace(fresh_dashboard.workspace)) as store:
+        labels = fetch_labels(store)
+        assert len(labels) == 32 + 60 and labels["question_id"].is_unique
+        assert (labels["how"] == "accepted").sum() == 12
+        assert len(fetch_rejections(store)) == 12
+
+
+def test_a_cluster_is_labelled_by_one_key_and_that_is_taken_back_by_another(
+    fresh_page: Page, fresh_dashboard: Dashboard
+) -> None:
+    page = fresh_page
+    open_page(page, "skills")
+    page.get_by_role("radio", name="A cluster at once").click()
+    heading = page.get_by_text(re.compile(r"Cluster \d+: .* \d+ questions without a label"))
+    expect(heading).to_be_visible()
+    wait_idle(page)
+    n = int(re.findall(r"(\d+) questions", heading.inner_text())[0])
+    screenshot(page, "skills_cluster", full=True)
+    press_for(page, "3", f"Take back {n} labels 'letters'")
+    expect(page.get_by_text(f"{32 + n} labelled questions cover")).to_be_visible()
+    press_for(page, "U", f"Do again: {n} labels 'letters'")
+    expect(page.get_by_text("32 labelled questions cover")).to_be_visible()
+    press_for(page, "Shift+U", f"Take back {n} labels 'letters'")
+    end(fresh_dashboard)
+    with Store.open(Workspace(fresh_dashboard.workspace)) as store:
+        assert (fetch_labels(store)["how"] == "cluster").sum() == n > 20
+
+
+def test_two_people_disagree_and_one_decides(browser: Browser, fresh_page: Page, fresh_dashboard: Dashboard) -> None:
+    """Both label the same questions in browsers of their own; nothing is lost; a decision ends a disagreement."""
+    ids = find_questions(fresh_dashboard, 3)
+    page = fresh_page
+    with open_tab(browser, fresh_dashboard) as other:
+        for tab, person in ((page, "ana"), (other, "ben")):
+            open_page(tab, "skills", f"me={person}&questions={','.join(ids)}")
+            tab.get_by_role("radio", name="The 3 selected at once").click()
+            wait_idle(tab)
+        page.keyboard.press("1")
+        other.keyboard.press("2")
+        expect(page.get_by_text("Take back 3 labels 'arithmetic'")).to_be_visible()
+        expect(other.get_by_text("Take back 3 labels 'logic'")).to_be_visible()
+        wait_idle(other)
+        open_page(page, "skills", "me=ana")
+        page.get_by_role("tab", name="People").click()
+        expect(page.get_by_text("People disagree on 3 questions")).to_be_visible()
+        expect(page.get_by_text(re.compile(r"Krippendorff's alpha: .*n=3"))).to_be_visible()
+        screenshot(page, "skills_people", full=True)
+        page.get_by_role("button", name="Decide one after the other").click()
+        expect(page.get_by_text("3 disagreements to decide")).to_be_visible()
+        wait_idle(page)
+        page.get_by_role("textbox", name="Why").fill("It asks for a proof.")
+        page.get_by_role("textbox", name="Why").press("Tab")
+        wait_idle(page)
+        page.locator(".st-key-skills_card").get_by_role("button", name=re.compile("^logic")).click()
+        expect(page.get_by_text("2 disagreements to decide")).to_be_visible()
+        wait_idle(page)
+    end(fresh_dashboard)
+    with Store.open(Workspace(fresh_dashboard.workspace)) as store:
+        labels = fetch_labels(store)
+        assert len(labels[labels["question_id"].isin(ids)]) == 6
+        assert fetch_conflicts(store)["question_id"].nunique() == 2
+        decided = labels[labels["how"] == "decided"].iloc[0]
+        assert (decided["author"], decided["skill"]) == ("ana", "logic")
+        assert fetch_act(store, decided["event_id"]).values["why"] == "It asks for a proof."
 
 
 def test_suggestions_above_a_threshold_become_labels_and_are_frozen(
@@ -72,9 +170,7 @@ def test_suggestions_above_a_threshold_become_labels_and_are_frozen(
     page.get_by_role("textbox", name="Name of the labelling").fill("v2")
     page.get_by_role("button", name="Freeze").click()
     expect(page.get_by_text("Frozen as 'v2'").first).to_be_visible()
-    wait_idle(page)
-    fresh_dashboard.process.terminate()
-    fresh_dashboard.process.wait()
+    end(fresh_dashboard)
     with Store.open(Workspace(fresh_dashboard.workspace)) as store:
         labellings = fetch_labellings(store).set_index("labelling")
         labels = fetch_labels(store)
