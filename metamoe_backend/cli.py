@@ -168,6 +168,27 @@ def _add_skill_verbs(add: Add) -> None:
     what.add_argument("--cluster", type=int, metavar="N", help="all questions of a cluster of the newest map")
     what.add_argument("--file", metavar="CSV", help="columns question_id, skill")
 
+    find = add("find", "Find questions; of several options all must hold, of several values of one option any.")
+    find.add_argument("--text", help='words that all occur, in any case; "in quotes": as written')
+    find.add_argument("--task", action="append", default=[])
+    find.add_argument(
+        "--skill", action="append", default=[], metavar="NAME", help="labelled or suggested; none: neither"
+    )
+    find.add_argument(
+        "--cluster", action="append", default=[], type=int, metavar="N", help="of the newest map; -1: the noise"
+    )
+    find.add_argument("--author", action="append", default=[], metavar="PERSON", help="who labelled it")
+    find.add_argument(
+        "--confidence-from", type=float, metavar="P", help="1 for a label, a suggestion's probability else"
+    )
+    find.add_argument("--confidence-below", type=float, metavar="P")
+    find.add_argument(
+        "--outcome", action="append", default=[], choices=["all-correct", "mixed", "all-incorrect"],
+        help="over all evaluated experts",
+    )  # fmt: skip
+    find.add_argument("--like", metavar="ID", help="the other questions, the most similar first")
+    find.add_argument("--limit", type=int, help="name at most so many; n still counts all")
+
     chosen = add("next", "Choose the questions to label next: those that teach most.")
     _add_of(chosen)
     chosen.add_argument("--count", type=int, default=10, help="how many questions")

@@ -265,17 +265,50 @@ def run_next(options: argparse.Namespace) -> Result:
     config = parse_config(NextConfig, _given(options, "encoder", "of", "method", "seed", "count"))
     with _open(options) as store:
         ids = find_next(store, *read_candidates(store, config), config.count, config.seed)
-        asked = store.frame(
-            "SELECT question_id, left(prompt, 80) AS prompt FROM question WHERE question_id IN (SELECT unnest($ids))",
-            {"ids": ids},
-        ).set_index("question_id")
+        asked = _fetch_beginnings(store, ids)
     if options.out:
         _write_csv(options.out, pd.DataFrame({"question_id": ids}))
     if not ids:
         _say("Every question has a label.")
     elif not options.json and not options.out:
-        _print_table(asked.loc[ids].reset_index())
+        _print_table(asked)
     return {"question_ids": ids}
+
+
+def _fetch_beginnings(store: Store, ids: Sequence[str]) -> pd.DataFrame:
+    """question_id, prompt (its first 80 characters), in the order of `ids`."""
+    asked = store.frame(
+        "SELECT question_id, left(prompt, 80) AS prompt FROM question "
+        "WHERE question_id IN (SELECT unnest($ids::VARCHAR[]))",
+        {"ids": list(ids)},
+    )
+    return asked.set_index("question_id").loc[list(ids)].reset_index()
+
+
+def run_find(options: argparse.Namespace) -> Result:
+    from metamoe_backend.store.finding import find_questions, parse_filters
+
+    if options.limit is not None and options.limit < 1:
+        raise ConfigError("find: --limit must be above 0; leave it out for all.")
+    with _open(options) as store:
+        filters = parse_filters(
+            store,
+            options.task,
+            options.skill,
+            options.cluster,
+            options.author,
+            text=options.text or "",
+            confidence_from=options.confidence_from,
+            confidence_below=options.confidence_below,
+            outcomes=tuple(options.outcome),
+            like=options.like,
+        )
+        found = find_questions(store, filters)
+        ids = found[: options.limit]
+        if not options.json:
+            _print_table(_fetch_beginnings(store, ids))
+    _say(f"{len(found)} questions found" + (f", the first {len(ids)} shown." if len(ids) < len(found) else "."))
+    return {"question_ids": ids, "n": len(found)}
 
 
 def run_constrain(options: argparse.Namespace) -> Result:

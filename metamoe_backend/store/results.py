@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from metamoe_backend.evaluate.outcomes import compute_outcomes
 from metamoe_backend.store.connection import Store
 
 _QUESTION_SKILL = """
@@ -33,6 +34,16 @@ def fetch_predictions(
         """,
         {"systems": list(systems), "tasks": list(tasks), "split": split},
     )
+
+
+def fetch_expert_outcomes(store: Store) -> pd.Series:
+    """Outcome (evaluate.outcomes.OUTCOMES) over all evaluated experts by question_id; empty with fewer than two."""
+    experts = store.frame(
+        "SELECT DISTINCT system FROM system JOIN prediction USING (system) WHERE kind = 'expert' ORDER BY system"
+    )["system"].tolist()
+    if len(experts) < 2:
+        return pd.Series(dtype=object)
+    return compute_outcomes(fetch_predictions(store, experts, split=None), experts).set_index("question_id")["outcome"]
 
 
 def fetch_answers(store: Store, question_id: str) -> pd.DataFrame:
