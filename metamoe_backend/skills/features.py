@@ -1,7 +1,7 @@
 """What is known of questions before anybody labels one: meaning, words, and which groups they lie in.
 
-Measured with three random labels a skill on seven natural question sets: vectors alone .64, joined with words .70, with
-the groups as well .86 (docs/benchmarks.md). The groups carry what unlabelled questions teach: of a question's group one
+Measured with three random labels a skill on seven natural question sets: vectors alone .57, joined with words .70, with
+the groups as well .85 (docs/benchmarks.md). The groups carry what unlabelled questions teach: of a question's group one
 label may be enough.
 """
 
