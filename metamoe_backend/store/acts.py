@@ -13,6 +13,8 @@ _FIELDS = (
     "skill_id", "into", "from", "name", "before", "plan", "labelling", "how", "why", "text", "target_kind", "target",
     "verdict", "comment", "relation", "event_id",
 )  # fmt: skip
+SKILL_WORK = tuple(kind for kind in UNDO if kind not in ("plan_saved", "review", "meta_question_edited"))
+"""What people do to skills and labels: undone by a key where they label."""
 _SKILL_FIELDS = ("skill_id", "into", "from")
 
 
@@ -57,12 +59,12 @@ def fetch_act(store: Store, event_id: str) -> Act | None:
     return found[0] if found else None
 
 
-def fetch_undoable(store: Store, by: str) -> Act | None:
-    """This person's newest act that still stands and can be taken back; or None."""
+def fetch_undoable(store: Store, by: str, kinds: Collection[str] = tuple(UNDO)) -> Act | None:
+    """This person's newest act of these kinds that still stands and can be taken back; or None."""
     undone = find_standing_undos(store.cursor())
     rows = store.cursor().execute(
         "SELECT event_id FROM event WHERE author = ? AND list_contains(?, kind) ORDER BY event_id DESC",
-        [by, list(UNDO)],
+        [by, list(kinds)],
     )
     while row := rows.fetchone():
         if row[0] not in undone:

@@ -2,8 +2,9 @@
 
 import streamlit as st
 
-from metamoe_backend.store.acts import Act, fetch_redoable, fetch_undoable, undo
+from metamoe_backend.store.acts import SKILL_WORK, Act, fetch_redoable, fetch_undoable, undo
 from metamoe_backend.store.connection import Store
+from metamoe_backend.store.events import UNDO
 from pages.shared.act_words import act_text
 from pages.shared.errors import guarded
 from pages.shared.i18n import _
@@ -12,8 +13,8 @@ from pages.shared.state import get_person, get_store, per_version
 
 
 @per_version
-def load_undoable(store: Store, person: str) -> Act | None:
-    return fetch_undoable(store, person)
+def load_undoable(store: Store, person: str, kinds: tuple[str, ...]) -> Act | None:
+    return fetch_undoable(store, person, kinds)
 
 
 @per_version
@@ -22,9 +23,13 @@ def load_redoable(store: Store, person: str) -> Act | None:
 
 
 def render_undo_redo(store: Store, place: str, keys: bool = False) -> None:
-    """My newest act, by name, to take back; and the one taken back, to do again. With `keys`: U and Shift+U."""
-    person = get_person()
-    back, again = load_undoable(store, person), load_redoable(store, person)
+    """My newest act, by name, to take back; and the one taken back, to do again.
+
+    With `keys` (U and Shift+U) only work on skills and labels: a key pressed while labelling takes no plan back.
+    """
+    person, kinds = get_person(), SKILL_WORK if keys else tuple(UNDO)
+    back, again = load_undoable(store, person, kinds), load_redoable(store, person)
+    again = again if again and again.kind in kinds else None
     with st.container(horizontal=True, gap="small"):
         if back:
             st.button(

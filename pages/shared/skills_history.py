@@ -61,6 +61,5 @@ def show_acts(acts: Sequence[Act], key: str, select: bool = False) -> Act | None
             "undone": st.column_config.CheckboxColumn(_("Taken back"), width="small"),
         },
         select="single-row" if select else None,
-        height=45 + 36 * min(max(len(acts), 2), 8),
     )
     return None if picked.empty else acts[picked.index[0]]

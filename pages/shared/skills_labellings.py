@@ -118,15 +118,17 @@ def _render_comparison(store: Store, names: list[str]) -> None:
 
 def _render_moves(store: Store, moved: pd.DataFrame) -> None:
     skills = load_skills(store)
-    left, right = st.columns([1, 2], gap="medium")
+    left, right = st.columns([2, 3], gap="medium")
     with left:
         moves = count_moves(moved)
         show_table(
             moves.assign(before=as_chips(moves["before"]), after=as_chips(moves["after"])),
             "skills_moves",
-            labels={"questions": _("Questions")},
-            formats={"before": skill_chips(skills, _("From")), "after": skill_chips(skills, _("To"))},
-            height=45 + 36 * min(max(len(moves), 2), 8),
+            formats={
+                "before": skill_chips(skills, _("From")),
+                "after": skill_chips(skills, _("To")),
+                "questions": st.column_config.NumberColumn(_("Questions"), format="localized", width="small"),
+            },
         )
     with right:
         shown = moved.head(SHOWN)
@@ -137,7 +139,6 @@ def _render_moves(store: Store, moved: pd.DataFrame) -> None:
             "skills_moved",
             labels={"prompt": _("Question"), "task": _("Task")},
             formats={"before": skill_chips(skills, _("From")), "after": skill_chips(skills, _("To"))},
-            height=45 + 36 * min(max(len(shown), 2), 8),
         )
         if len(moved) > SHOWN:
             st.caption(_("The first {n} are shown.").format(n=SHOWN))

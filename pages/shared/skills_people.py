@@ -66,7 +66,6 @@ def _render_authors(people: pd.DataFrame) -> None:
             "decided": st.column_config.NumberColumn(_("Decided"), help=_("Disagreements ended")),
             "newest": st.column_config.DatetimeColumn(_("Newest (UTC)"), format="YYYY-MM-DD HH:mm"),
         },
-        height=45 + 36 * min(max(len(people), 2), 8),
     )
 
 
@@ -103,7 +102,6 @@ def _render_agreement(alpha: Agreement, pairs: pd.DataFrame) -> None:
         ],
         "skills_pairs",
         labels={"who": _("Two people"), "same": _("Same skill"), "kappa": _("Cohen's kappa (95 % interval)")},
-        height=45 + 36 * min(max(len(pairs), 2), 8),
     )
 
 
