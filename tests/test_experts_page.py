@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 from metamoe_backend.config import BASE_EXPERT, parse_config
 from metamoe_backend.config import ImportAdapterConfig as Named
+from metamoe_backend.store.acts import fetch_undoable, undo
 from metamoe_backend.store.experts import fetch_adapters, fetch_plan_entries, fetch_plans
 from metamoe_backend.workspace import Workspace
 from pages.shared import state
@@ -101,6 +102,11 @@ def test_skills_are_moved_and_the_plan_is_saved_under_a_new_name(opened: AppTest
         "arithmetic": "letters", "letters": "letters", "logic": "arith", "general knowledge": "base",
     }  # fmt: skip
     assert fetch_plans(store)["author"].iloc[0] == state._default_person()
+    saved = fetch_undoable(store, state._default_person())
+    assert saved is not None and saved.values["plan"] == "second"
+    undo(store, saved.event_id, "ana")  # as the page does it, or anybody in the history
+    app.run()
+    assert not app.exception and not app.error and app_plan(app) == "first"
 
 
 def test_a_plan_that_has_trained_is_kept_and_the_page_says_why(opened: AppTest) -> None:

@@ -13,6 +13,7 @@ from metamoe_backend.errors import ConfigError, UserError
 from metamoe_backend.experts.bank import find_free_name
 from metamoe_backend.experts.plan import check_assignments, compute_balance, compute_plan_sizes, find_unassigned
 from metamoe_backend.figures.plans import make_plan_figure
+from metamoe_backend.store.acts import undo
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.experts import fetch_plan_entries, fetch_plans, save_plan
 from metamoe_backend.store.skills import fetch_labelling_skills, fetch_labellings, fetch_skills
@@ -206,6 +207,12 @@ def _save(labelling: str, name: str, assignments: dict[str, str], skills: list[s
             _("The name {name} cannot be used; use letters, digits, '.', '_' and '-'.").format(name=repr(name))
         )
     check_assignments(assignments, skills, labelling)
-    save_plan(get_store(), name, labelling, list(assignments.items()), get_person())
+    store, person = get_store(), get_person()
+    event = save_plan(store, name, labelling, list(assignments.items()), person)
     st.session_state[_SHOWN] = (labelling, name)
-    confirm(_("Plan {plan} is saved.").format(plan=plain(name)))
+
+    def take_back() -> None:
+        undo(store, event, person)
+        st.session_state.pop(f"experts_plan_{labelling}", None)  # it may name a plan that is gone
+
+    confirm(_("Plan {plan} is saved.").format(plan=plain(name)), undo=take_back)
