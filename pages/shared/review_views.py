@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qs, parse_qsl, urlencode
 
 import pandas as pd
 import streamlit as st
@@ -68,7 +68,7 @@ def _open_chart(address: str) -> None:
     chart, _mark, query = address.partition("?")
     page = chart.partition("/")[0]
     if page in CHART_PAGES:
-        st.switch_page(st.session_state["pages"][page], query_params=parse_qsl(query))
+        st.switch_page(st.session_state["pages"][page], query_params=parse_qs(query))
 
 
 def render_feed(feed: pd.DataFrame) -> pd.Series | None:

@@ -74,6 +74,8 @@ def test_a_chart_is_questioned_where_it_stands_and_opened_again_as_it_was(fresh_
     dialog.get_by_role("radio", name="question").click()
     dialog.get_by_label("Comment").fill("Why without arith?")
     dialog.get_by_role("button", name="Leave review").click()
+    wait_idle(fresh_page)
+    screenshot(fresh_page, "review_chart_left")
     expect(fresh_page.get_by_role("button", name="Review (1)")).to_be_visible()
     open_page(fresh_page, "review")
     fresh_page.get_by_role("toolbar", name="Show").get_by_text("Charts", exact=True).click()
