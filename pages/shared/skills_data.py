@@ -5,6 +5,7 @@ import streamlit as st
 
 from metamoe_backend.config import DEFAULT_ENCODER, NextConfig
 from metamoe_backend.errors import NotFoundError
+from metamoe_backend.rows import Of
 from metamoe_backend.skills.features import Features
 from metamoe_backend.skills.queue import find_labelled_neighbours, find_next, order_queue, read_candidates
 from metamoe_backend.store.acts import Act, fetch_acts, fetch_question_acts
@@ -20,8 +21,9 @@ from metamoe_backend.store.skills import (
 )
 from pages.shared.state import per_version
 
-CHOSEN_AHEAD = 20
-"""So many questions are chosen by what they teach; those behind them would be chosen anew before they come up."""
+CHOSEN_AHEAD, CHOSEN_ANEW = 20, 5
+"""So many questions are chosen by what they teach, and after so many labels they are chosen anew."""
+_CHOSEN = "skills_chosen"
 
 
 @per_version
@@ -68,21 +70,40 @@ def load_prompts(store: Store, question_ids: tuple[str, ...]) -> dict[str, str]:
 
 
 @per_version
+def _load_waiting(store: Store) -> list[str]:
+    return order_queue(load_questions(store))
+
+
 def load_queue(store: Store) -> list[str]:
-    """Ids of all unlabelled questions, what teaches most first; by clusters alone where not all are embedded."""
-    waiting = order_queue(load_questions(store))
+    """Ids of all unlabelled questions, what teaches most first; by clusters alone where not all are embedded.
+
+    Choosing costs more than all else that a label sets off, so the person works through CHOSEN_ANEW of what was chosen
+    before it is chosen again; a label that is taken back brings its question back to the front.
+    """
+    waiting = _load_waiting(store)
     newest = load_newest_map(store) or {"encoder": DEFAULT_ENCODER, "of": "question"}
     config = NextConfig(encoder=newest["encoder"], of=newest["of"])
     embedded_by = fetch_newest_embedding(store, config.encoder, config.of)
     if embedded_by is None:
         return waiting
-    try:
-        candidates = _read_candidates(store, config, (str(store.workspace.root), embedded_by))
-    except NotFoundError:  # some questions came in after the others were embedded
-        return waiting
-    chosen = find_next(store, *candidates, CHOSEN_AHEAD, config.seed)
-    ahead = set(chosen)
-    return chosen + [question_id for question_id in waiting if question_id not in ahead]
+    scope, free = (str(store.workspace.root), embedded_by, config.encoder, config.of), set(waiting)
+    before, chosen = st.session_state.get(_CHOSEN, (None, []))
+    left = [question_id for question_id in chosen if question_id in free]
+    if before != scope or len(left) <= CHOSEN_AHEAD - CHOSEN_ANEW:
+        try:
+            left = _choose_ahead(store, embedded_by, config.encoder, config.of)
+        except NotFoundError:  # some questions came in after the others were embedded
+            return waiting
+        st.session_state[_CHOSEN] = (scope, left)
+    ahead = set(left)
+    return left + [question_id for question_id in waiting if question_id not in ahead]
+
+
+@per_version
+def _choose_ahead(store: Store, embedded_by: str, encoder: str, of: Of) -> list[str]:
+    config = NextConfig(encoder=encoder, of=of)
+    candidates = _read_candidates(store, config, (str(store.workspace.root), embedded_by))
+    return find_next(store, *candidates, CHOSEN_AHEAD, config.seed)
 
 
 @st.cache_resource(show_spinner=False, max_entries=2, hash_funcs={NextConfig: NextConfig.model_dump_json})
