@@ -73,6 +73,7 @@ def render_sidebar() -> None:
 st.set_page_config(page_title="MetaMoE", page_icon=FOLDER / "shared" / "icon.png", layout="wide")
 use_language_of_session()
 current = st.navigation(make_pages(), expanded=True)
+st.session_state["page"] = current.url_path
 with error_boundary():
     get_store()
     restore_selection()

@@ -3,6 +3,7 @@
 import pandas as pd
 import streamlit as st
 
+from pages.shared.find import render_find
 from pages.shared.i18n import _
 from pages.shared.layout import canvas_and_inspector, page_header
 from pages.shared.map_canvas import render_map, render_toolbar
@@ -47,7 +48,9 @@ def render() -> None:
         render_answer(chosen, clusters)
     canvas, inspector = canvas_and_inspector()
     with canvas:
-        render_map(store, map_id, points, clusters, render_toolbar())
+        with st.container():  # takes one place however much is asked for, so that the figure keeps its own
+            filters = render_find(store, map_id)
+        render_map(store, map_id, points, clusters, render_toolbar(filters))
         render_quality(store, chosen)
     with inspector:
         render_inspector(store, map_id, points, clusters)

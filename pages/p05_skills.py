@@ -6,9 +6,11 @@ import pandas as pd
 import streamlit as st
 
 from metamoe_backend.store.connection import Store
+from metamoe_backend.store.finding import Filters
+from pages.shared.find import keep_found, render_find
 from pages.shared.i18n import _, ngettext
 from pages.shared.layout import answer_line, canvas_and_inspector, empty_state, page_header
-from pages.shared.skills_data import load_questions, load_skills, load_suggestions
+from pages.shared.skills_data import load_newest_map, load_questions, load_skills, load_suggestions
 from pages.shared.skills_history import render_history
 from pages.shared.skills_labellings import render_labellings
 from pages.shared.skills_people import render_people
@@ -49,25 +51,28 @@ def render() -> None:
     render_answer(skills, suggestions)
     canvas, inspector = canvas_and_inspector()
     with canvas:
-        turn = choose_turn(store, questions)
-        if turn is None:
+        newest = load_newest_map(store)
+        filters = render_find(store, newest["map_id"] if newest else None)
+        wanted = keep_found(store, filters, questions)
+        turn = choose_turn(store, wanted)
+        if turn is None and len(wanted):
             st.success(_("Every question here has a label."), icon=":material/check_circle:")
-        else:
+        elif turn is not None:
             if skills.empty:
                 st.info(_("Create a skill first (above, right): it gets a key of its own."), icon=":material/keyboard:")
             render_card(store, turn, skills)
     with inspector:
         if turn is not None:
             render_small_map(questions, turn, skills)
-    render_tabs(store, skills, suggestions)
+    render_tabs(store, skills, suggestions, filters)
 
 
-def render_tabs(store: Store, skills: pd.DataFrame, suggestions: pd.DataFrame) -> None:
+def render_tabs(store: Store, skills: pd.DataFrame, suggestions: pd.DataFrame, filters: Filters) -> None:
     """Only the open one is computed: the page is drawn anew with every label."""
     names = [_("Skills"), _("Suggestions"), _("People"), _("History"), _("Labellings")]
     draw: list[Callable[[], None]] = [
         lambda: render_skills_table(store, skills),
-        lambda: render_suggestions(store, suggestions, skills),
+        lambda: render_suggestions(store, suggestions, skills, filters),
         lambda: render_people(store),
         lambda: render_history(store),
         lambda: render_labellings(store, suggestions),

@@ -141,32 +141,37 @@ def _make_conditions(store: Store, filters: Filters) -> tuple[list[str], dict[st
 def _similarity(store: Store, like: str, parameters: dict[str, Any]) -> str:
     """SELECT of question_id, similarity (cosine: the vectors are unit) of all others; adds to `parameters`.
 
-    The vectors are those of the newest map, where there is none those that were made last.
+    The vectors are those of the newest map, where there is none those that were made last; where a map reads questions
+    and meta-questions, the mean over both.
     """
     row = (
+        store.cursor().execute("SELECT encoder, of FROM map ORDER BY created_at DESC, map_id DESC LIMIT 1").fetchone()
+        or store.cursor().execute("SELECT encoder, of FROM embedding ORDER BY run_id DESC LIMIT 1").fetchone()
+        or (None, "question")
+    )
+    encoder, sides = row[0], ["question", "meta-question"] if row[1] == "both" else [row[1]]
+    dims = (
         store.cursor()
         .execute(
-            """
-            SELECT vector, encoder, of FROM embedding
-            WHERE question_id = $like AND (encoder, of) = coalesce(
-                (SELECT (encoder, of) FROM map ORDER BY created_at DESC, map_id DESC LIMIT 1),
-                (SELECT (encoder, of) FROM embedding ORDER BY run_id DESC LIMIT 1))
-            ORDER BY run_id DESC LIMIT 1
-            """,
-            {"like": like},
+            "SELECT max(len(vector)), count(DISTINCT of) FROM embedding "
+            "WHERE question_id = ? AND encoder = ? AND list_contains(?, of)",
+            [like, encoder, sides],
         )
         .fetchone()
     )
-    if row is None:
+    if dims is None or dims[1] < len(sides):
         raise NotFoundError(
             f"Question {like!r} has no vector to compare with others; check its id, or run `embed` again."
         )
-    parameters |= {"like": like, "vector": row[0], "encoder": row[1], "of": row[2]}
-    unit = f"FLOAT[{len(row[0])}]"
+    parameters |= {"like": like, "encoder": encoder, "sides": sides}
+    unit = f"FLOAT[{dims[0]}]"
+    newest = """(SELECT question_id, of, vector FROM embedding WHERE encoder = $encoder AND list_contains($sides, of)
+        AND (question_id, of, run_id) IN (SELECT (question_id, of, max(run_id)) FROM embedding
+            WHERE encoder = $encoder GROUP BY question_id, of))"""
     return f"""
-        SELECT question_id, array_inner_product(vector::{unit}, $vector::{unit}) AS similarity FROM embedding
-        WHERE encoder = $encoder AND of = $of AND question_id <> $like AND (question_id, run_id) IN (
-            SELECT (question_id, max(run_id)) FROM embedding WHERE encoder = $encoder AND of = $of GROUP BY question_id)
+        SELECT other.question_id, avg(array_inner_product(other.vector::{unit}, this.vector::{unit})) AS similarity
+        FROM {newest} AS other JOIN (SELECT of, vector FROM {newest} WHERE question_id = $like) AS this USING (of)
+        WHERE other.question_id <> $like GROUP BY other.question_id HAVING count(*) = len($sides)
     """
 
 

@@ -111,22 +111,6 @@ def fetch_map_texts(store: Store, map_id: str) -> pd.Series:
     )["prompt"]
 
 
-def find_map_points(store: Store, map_id: str, text: str) -> np.ndarray:
-    """Which points' question, task or skill holds the text, in any case: [n] bool in the order of `fetch_map_points`."""
-    found = store.frame(
-        """
-        SELECT contains(lower(prompt), lower($text)) OR contains(lower(question.task), lower($text))
-            OR contains(lower(coalesce(label.skill, suggestion.skill, '')), lower($text)) AS found
-        FROM map_point AS point JOIN question USING (question_id)
-        LEFT JOIN question_label AS label USING (question_id)
-        LEFT JOIN current_suggestion AS suggestion USING (question_id)
-        WHERE map_id = $map ORDER BY point.question_id
-        """,
-        {"map": map_id, "text": text},
-    )
-    return found["found"].to_numpy(bool)
-
-
 def fetch_clusters(store: Store, map_id: str) -> pd.DataFrame:
     """Clusters of a map as they stand now, with what they hold.
 

@@ -33,9 +33,14 @@ def fetch_tasks(store: Store) -> pd.DataFrame:
     """)
 
 
+def fetch_task_names(store: Store) -> list[str]:
+    """Names of all tasks, in order."""
+    return [row[0] for row in store.cursor().execute("SELECT task FROM task ORDER BY task").fetchall()]
+
+
 def require_tasks(store: Store, tasks: Sequence[str]) -> None:
     """Raise `NotFoundError` for the first name that is no task, naming those there are."""
-    known = [row[0] for row in store.cursor().execute("SELECT task FROM task ORDER BY task").fetchall()]
+    known = fetch_task_names(store)
     for task in tasks:
         if task not in known:
             there = ", ".join(known[:12]) if known else "none yet; ingest one first"

@@ -132,7 +132,9 @@ def render_cell(predictions: pd.DataFrame, cell: Cell) -> None:
         st.caption(f"{label}: {len(rows)}")
         for question_id, row in rows.head(4).iterrows():
             with st.container(border=True):
-                question_text(str(row["prompt"]), key=f"forgetting_{system}_{question_id}")
+                question_text(
+                    str(row["prompt"]), key=f"forgetting_{system}_{question_id}", question_id=str(question_id)
+                )
                 st.text(_("answered: {answer}").format(answer=row["output"]))
     changed = [*lost.index, *gained.index]
     if changed and st.button(_("All {n} side by side").format(n=len(changed)), key="forgetting_open"):

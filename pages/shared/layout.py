@@ -7,6 +7,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from pages.shared.errors import guarded
+from pages.shared.filters import look_for_similar
 from pages.shared.i18n import _
 from pages.shared.state import open_page
 from pages.shared.text import plain
@@ -68,8 +69,22 @@ def empty_state(
     return clicked
 
 
-def question_text(text: str, key: str) -> None:
-    """Text from data, as it is: never Markdown. Long text is cut until one asks for all of it."""
+def question_text(text: str, key: str, question_id: str | None = None) -> None:
+    """Text from data, as it is: never Markdown. Long text is cut until one asks for all of it.
+
+    Where it is a question, a button beside it shows what is like it.
+    """
+    if question_id is None:
+        _render_text(text, key)
+        return
+    with st.container(horizontal=True, vertical_alignment="top", gap="small"):
+        with st.container(gap="xsmall"):
+            _render_text(text, key)
+        if st.button("", key=f"like_{key}", icon=":material/join_inner:", type="tertiary", help=_("Similar to this")):
+            look_for_similar(question_id)
+
+
+def _render_text(text: str, key: str) -> None:
     short = _clamp(text)
     if short == text:
         st.text(text, width="stretch")

@@ -17,10 +17,12 @@ from metamoe_backend.figures.maps import (
 )
 from metamoe_backend.skills.selection import find_nearest_point, find_points_in_polygon, make_box
 from metamoe_backend.store.connection import Store
+from metamoe_backend.store.finding import Filters
 from pages.shared.camera import Drawing, get_camera, get_drawing, watch_figure
 from pages.shared.charts import show_figure
 from pages.shared.errors import error_boundary, guarded
-from pages.shared.i18n import _, ngettext
+from pages.shared.find import load_found
+from pages.shared.i18n import _
 from pages.shared.layout import plain
 from pages.shared.map_data import (
     HOVERED,
@@ -28,11 +30,10 @@ from pages.shared.map_data import (
     colour_name,
     group_points,
     load_experts,
-    load_matches,
     load_outcomes,
     load_points,
 )
-from pages.shared.state import get_selection, get_store, select, select_in_address
+from pages.shared.state import get_selection, get_store, per_version_shared, select, select_in_address
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -50,7 +51,7 @@ class View:
     """What the toolbar says."""
 
     colour: str
-    search: str
+    filters: Filters
     tool: str
     size: int
     names: bool
@@ -68,15 +69,17 @@ class Drawn:
     figure: "go.Figure"
 
 
-def render_toolbar() -> View:
-    """Colour, search, tool, and how the points look."""
-    left, middle, right, last = st.columns([1.1, 1.2, 1.95, 0.6], vertical_alignment="bottom", gap="small")
+@per_version_shared
+def load_matches(store: Store, map_id: str, filters: Filters) -> np.ndarray:
+    """Which of `load_points` are looked for: [n] bool."""
+    return load_points(store, map_id)["question_id"].isin(load_found(store, filters)).to_numpy(bool)
+
+
+def render_toolbar(filters: Filters) -> View:
+    """Colour, tool, and how the points look; `filters` say what stands out."""
+    left, right, last = st.columns([1.1, 1.95, 0.6], vertical_alignment="bottom", gap="small")
     with left:
         colour = select_in_address(_("Colour by"), COLOURS, "map_colour", colour_name)
-    with middle:
-        search = st.text_input(
-            _("Search the text"), key="map_search", icon=":material/search:", placeholder=_("any part of a question")
-        )
     with right:
         tools = {"lasso": _("Lasso"), "select": _("Box"), "pan": _("Pan")}
         tool = st.segmented_control(
@@ -86,14 +89,11 @@ def render_toolbar() -> View:
     with last, st.popover(":material/tune:", key="map_points", help=_("Size of the points, names")):
         size = st.slider(_("Size, pixels"), 2, 16, 6, key="map_size")
         names = st.toggle(_("Names of the clusters"), value=True, key="map_names")
-    return View(colour, search.strip(), tool, size, names)
+    return View(colour, filters, tool, size, names)
 
 
 def render_map(store: Store, map_id: str, points: pd.DataFrame, clusters: pd.DataFrame, view: View) -> None:
     """The figure. It is made anew only when it must look different, and then where the person had zoomed to."""
-    with st.container():  # takes one place also when it is empty, so that the figure keeps its own
-        if view.search:
-            _render_matches(store, map_id, points, view.search)
     st.session_state.pop(_NEW, None)  # the page runs: what was drawn round is known
     _render_figure(store, map_id, points, clusters, view)
     _explain_colour(store, view.colour)
@@ -109,17 +109,6 @@ def find_selected_rows(map_id: str, points: pd.DataFrame) -> np.ndarray:
     return kept[2]
 
 
-def _render_matches(store: Store, map_id: str, points: pd.DataFrame, search: str) -> None:
-    matches = load_matches(store, map_id, search)
-    n = int(matches.sum())
-    text = ngettext("{n} question contains “{text}”", "{n} questions contain “{text}”", n)
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.caption(text.format(n=f"{n:,}", text=plain(search, 60)), width="content")
-        if n and st.button(_("Select them"), key="map_select_matches", type="tertiary", icon=":material/checklist:"):
-            select(questions=points["question_id"][matches].tolist(), why=search)
-            st.rerun()
-
-
 @st.fragment
 @error_boundary()
 def _render_figure(store: Store, map_id: str, points: pd.DataFrame, clusters: pd.DataFrame, view: View) -> None:
@@ -133,7 +122,7 @@ def _render_figure(store: Store, map_id: str, points: pd.DataFrame, clusters: pd
         alt=_("Map of the questions, coloured by {what}.").format(what=colour_name(view.colour).lower()),
         scroll_zoom=view.tool == "pan",
     )
-    watch_figure(FIGURE, map_id, guarded(lambda: _take_drawing(map_id, view.search)))
+    watch_figure(FIGURE, map_id, guarded(lambda: _take_drawing(map_id, view.filters)))
 
 
 def _keep_or_redraw(store: Store, map_id: str, points: pd.DataFrame, clusters: pd.DataFrame, view: View) -> Drawn:
@@ -141,7 +130,7 @@ def _keep_or_redraw(store: Store, map_id: str, points: pd.DataFrame, clusters: p
 
     So does looking elsewhere where the map is a picture.
     """
-    dated = view.colour not in _OF_TEXTS or view.search or len(points) <= HOVERED
+    dated = view.colour not in _OF_TEXTS or view.filters or len(points) <= HOVERED
     named = tuple(zip(clusters["cluster"], clusters["size"], clusters["name"], strict=True))
     signature = (map_id, view, named, store.version if dated else None)
     selected, camera = get_selection().questions, get_camera(FIGURE, map_id)
@@ -150,7 +139,7 @@ def _keep_or_redraw(store: Store, map_id: str, points: pd.DataFrame, clusters: p
         looks_elsewhere = len(points) > MOST_POINTS and kept.camera != camera
         if st.session_state.get(_LASSOED, kept.highlighted) == selected and not looks_elsewhere:
             return kept
-    picked = load_matches(store, map_id, view.search) if view.search else _pick_selected(map_id, points)
+    picked = load_matches(store, map_id, view.filters) if view.filters else _pick_selected(map_id, points)
     figure = make_map_figure(
         points,
         _colour_points(store, points, clusters, view.colour),
@@ -200,15 +189,15 @@ def _explain_colour(store: Store, colour: str) -> None:
         st.caption(_("1 for a label, the suggestion's probability else; grey: neither."))
 
 
-def _take_drawing(map_id: str, search: str) -> None:
-    """What was drawn round becomes the selection; of a search, only what was found."""
+def _take_drawing(map_id: str, filters: Filters) -> None:
+    """What was drawn round becomes the selection; where something is looked for, only what was found."""
     drawing = get_drawing(FIGURE, map_id)
     if drawing is None:
         return
     points = load_points(get_store(), map_id)
     rows = _find_rows(points, drawing)
-    if search:
-        rows = rows[load_matches(get_store(), map_id, search)[rows]]
+    if filters:
+        rows = rows[load_matches(get_store(), map_id, filters)[rows]]
     if drawing.kind == "point" and not len(rows):
         return  # a click beside everything is no choice
     why = {"lasso": _("lasso on the map"), "box": _("box on the map"), "point": _("picked on the map")}

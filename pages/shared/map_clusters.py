@@ -126,4 +126,4 @@ def _render_cluster(store: Store, map_id: str, row: pd.Series, clusters: pd.Data
         render_label_control(store, ids, "cluster", f"map_cluster_{number}")
         texts = load_texts(store, tuple(row["samples"]))
         for question_id in row["samples"]:
-            question_text(texts.get(question_id, ""), key=f"map_cluster_{question_id}")
+            question_text(texts.get(question_id, ""), key=f"map_cluster_{question_id}", question_id=question_id)

@@ -1,17 +1,15 @@
 """What the Map page shows, ready to be coloured."""
 
-import numpy as np
 import pandas as pd
 
-from metamoe_backend.evaluate.outcomes import compute_outcomes
 from metamoe_backend.figures.maps import assign_colours
 from metamoe_backend.figures.style import OUTCOME_COLOURS, plain, wrapped
 from metamoe_backend.skills.clusters import make_name
 from metamoe_backend.store.connection import Store
-from metamoe_backend.store.experts import fetch_plan_entries, fetch_plans, fetch_systems
-from metamoe_backend.store.maps import fetch_clusters, fetch_map_points, fetch_map_texts, fetch_maps, find_map_points
+from metamoe_backend.store.experts import fetch_plan_entries, fetch_plans
+from metamoe_backend.store.maps import fetch_clusters, fetch_map_points, fetch_map_texts, fetch_maps
 from metamoe_backend.store.questions import fetch_questions
-from metamoe_backend.store.results import fetch_predictions
+from metamoe_backend.store.results import fetch_expert_outcomes
 from metamoe_backend.store.skills import fetch_skills
 from pages.shared.i18n import _
 from pages.shared.outcome_views import outcome_name
@@ -41,11 +39,6 @@ def load_points(store: Store, map_id: str) -> pd.DataFrame:
         for text, task, skill in zip(fetch_map_texts(store, map_id), points["task"], points["skill"], strict=True)
     ]
     return points.assign(hover=hover)
-
-
-@per_version_shared
-def load_matches(store: Store, map_id: str, text: str) -> np.ndarray:
-    return find_map_points(store, map_id, text)
 
 
 @per_version
@@ -80,13 +73,7 @@ def load_experts(store: Store) -> tuple[str | None, dict[str, str]]:
 
 @per_version
 def load_outcomes(store: Store) -> pd.Series:
-    """Outcome over all evaluated experts by question_id; empty with fewer than two of them."""
-    systems = fetch_systems(store)
-    predictions = fetch_predictions(store, systems.loc[systems["kind"] == "expert", "system"].tolist(), split=None)
-    experts = sorted(predictions["system"].unique())
-    if len(experts) < 2:
-        return pd.Series(dtype=object)
-    return compute_outcomes(predictions, experts).set_index("question_id")["outcome"]
+    return fetch_expert_outcomes(store)
 
 
 def colour_name(by: str) -> str:

@@ -148,4 +148,4 @@ def _render_samples(store: Store, rows: pd.DataFrame) -> None:
     )
     if len(picked):
         question_id = picked["question_id"].iloc[0]
-        question_text(texts[question_id], key=f"map_{question_id}")
+        question_text(texts[question_id], key=f"map_{question_id}", question_id=question_id)

@@ -92,7 +92,7 @@ def _render_pair(row: Any) -> None:
     with st.container(border=True, gap="xsmall"):
         left, right, end = st.columns([10, 10, 1], gap="medium", vertical_alignment="top")
         with left:
-            question_text(row.prompt, key=f"meta_{row.question_id}")
+            question_text(row.prompt, key=f"meta_{row.question_id}", question_id=row.question_id)
         with right:
             st.markdown(mark_differences(row.prompt, row.text, limit=600))
             if row.edited:
@@ -115,7 +115,7 @@ def render_editor(store: Store, rows: pd.DataFrame, row: Any) -> None:
         return
     with st.container(border=True):
         st.caption(_("{task}, by {method}").format(task=plain(row.task), method=method_name(row.method)))
-        question_text(row.prompt, key=f"meta_whole_{row.question_id}")
+        question_text(row.prompt, key=f"meta_whole_{row.question_id}", question_id=row.question_id)
         st.markdown(mark_differences(row.prompt, row.text))
         _render_form(store, row)
         _render_alike(rows, row)

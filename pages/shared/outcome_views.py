@@ -164,7 +164,7 @@ def render_side_by_side(store: Store, question_id: str) -> None:
     row = question.iloc[0]
     answers = fetch_answers(store, question_id)
     with st.container(border=True):
-        question_text(row["prompt"], key=f"side_{question_id}")
+        question_text(row["prompt"], key=f"side_{question_id}", question_id=question_id)
         st.text(_("Right answer: {answer}").format(answer=row["answer"]))
         choices = list(row["choices"]) if pd.api.types.is_list_like(row["choices"]) else None
         shown = pd.DataFrame({"system": answers["system"], "output": answers["output"], "correct": answers["correct"]})

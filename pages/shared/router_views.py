@@ -202,11 +202,11 @@ def render_token_strip(store: Store, system: str, experts: list[str]) -> None:
     tokens = fetch_token_activations(store, system, question_id)
     if not (tokens["weight"] > 0).any():
         st.info(_("This question went to the bare base model: no expert was used."), icon=":material/block:")
-        question_text(row["prompt"], key=f"router_{question_id}")
+        question_text(row["prompt"], key=f"router_{question_id}", question_id=question_id)
         return
     left, right = st.columns([3, 1], gap="medium")
     with left:
-        question_text(row["prompt"], key=f"router_{question_id}")
+        question_text(row["prompt"], key=f"router_{question_id}", question_id=question_id)
         figure = make_token_figure(tokens, experts, height=190 + 34 * len(experts))
         show_figure(figure, key="router_tokens", alt=_("Gate weight of each expert at each token, mean over layers."))
         st.caption(_("Mean gate weight over layers; tokens from left to right."))

@@ -58,6 +58,7 @@ def choose_turn(store: Store, questions: pd.DataFrame) -> Turn | None:
     if len(selected):
         names["selected"] = _("The {n} selected at once").format(n=f"{len(selected):,}")
     conflicts = load_conflicts(store)
+    conflicts = conflicts[conflicts["question_id"].isin(questions["question_id"])]
     disputed = conflicts["question_id"].nunique()
     if disputed:
         names[DECIDE_MODE] = _("Disagreements ({n})").format(n=f"{disputed:,}")
@@ -79,7 +80,8 @@ def choose_turn(store: Store, questions: pd.DataFrame) -> Turn | None:
 
 def _choose_question(store: Store, questions: pd.DataFrame, selected: pd.DataFrame) -> Turn | None:
     """In the order in which they help most; of the selection only, where the person wants that. Skipped ones last."""
-    queue = load_queue(store)
+    among = set(questions["question_id"])
+    queue = [question_id for question_id in load_queue(store) if question_id in among]
     if len(selected) and st.toggle(
         _("Only the {n} selected questions").format(n=f"{len(selected):,}"), value=True, key="skills_only_selected"
     ):
@@ -129,7 +131,7 @@ def _render_question(store: Store, turn: Turn, skills: pd.DataFrame) -> None:
         )
     )
     prompt = load_prompts(store, (question_id,))[question_id]
-    question_text(prompt, key=f"skills_{question_id}")
+    question_text(prompt, key=f"skills_{question_id}", question_id=question_id)
     meta = load_meta_question(store, question_id, question["task"])
     if meta and meta != prompt:
         st.caption(_("In general"))
@@ -153,7 +155,9 @@ def _render_dispute(store: Store, turn: Turn, skills: pd.DataFrame) -> None:
     question = turn.questions.iloc[0]
     question_id = question["question_id"]
     st.caption(conflict_caption(question["task"], question["split"], turn.waiting))
-    question_text(load_prompts(store, (question_id,))[question_id], key=f"skills_{question_id}")
+    question_text(
+        load_prompts(store, (question_id,))[question_id], key=f"skills_{question_id}", question_id=question_id
+    )
     show_table(
         who_said_what(load_conflicts(store), question_id),
         "skills_dispute",

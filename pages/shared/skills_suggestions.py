@@ -10,9 +10,11 @@ from metamoe_backend.figures.skills import make_probability_figure
 from metamoe_backend.launch import run_now
 from metamoe_backend.store.acts import undo
 from metamoe_backend.store.connection import Store
+from metamoe_backend.store.finding import Filters
 from metamoe_backend.store.skills import accept_suggestions, reject_suggestions
 from pages.shared.charts import show_figure
 from pages.shared.errors import error_boundary, guarded
+from pages.shared.find import keep_found
 from pages.shared.i18n import _, ngettext
 from pages.shared.layout import confirm, plain, question_text
 from pages.shared.skill_cells import as_chips, skill_chips
@@ -25,13 +27,18 @@ UNCERTAIN_BELOW = 0.6
 """A suggestion less probable than this counts as uncertain."""
 
 
-def render_suggestions(store: Store, suggestions: pd.DataFrame, skills: pd.DataFrame) -> None:
+def render_suggestions(store: Store, suggestions: pd.DataFrame, skills: pd.DataFrame, filters: Filters) -> None:
+    """Making them anew; those among what is looked for, to accept and refuse."""
     _render_suggest(store, suggestions)
     if suggestions.empty:
         st.info(
             _("Nothing is suggested. Label a few questions of at least two skills, then suggest."),
             icon=":material/lightbulb:",
         )
+        return
+    suggestions = keep_found(store, filters, suggestions)
+    if suggestions.empty:
+        st.info(_("Nothing is suggested for the questions found."), icon=":material/filter_list:")
         return
     left, right = st.columns([1, 2], gap="medium")
     with left:
@@ -126,7 +133,8 @@ def _render_table(suggestions: pd.DataFrame, skills: pd.DataFrame) -> None:
         st.caption(_("The first {n} are shown.").format(n=SHOWN))
     n = len(picked)
     if n == 1:
-        question_text(picked["prompt"].iloc[0], key=f"skills_suggested_{picked['question_id'].iloc[0]}")
+        question_id = picked["question_id"].iloc[0]
+        question_text(picked["prompt"].iloc[0], key=f"skills_suggested_{question_id}", question_id=question_id)
     st.button(
         ngettext("Accept the {n} picked", "Accept the {n} picked", n).format(n=n) if n else _("Accept the picked ones"),
         key="skills_accept_picked", disabled=n == 0, on_click=guarded(accept), args=(pair(picked),),

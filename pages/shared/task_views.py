@@ -62,7 +62,7 @@ def render_preview(questions: pd.DataFrame, task: str) -> None:
     drawn = questions.sample(min(PREVIEWED, len(questions)), random_state=st.session_state.get("tasks_seed", 0))
     for row in drawn.itertuples():
         with st.container(border=True):
-            question_text(row.prompt, key=f"tasks_{row.question_id}")
+            question_text(row.prompt, key=f"tasks_{row.question_id}", question_id=row.question_id)
             if pd.api.types.is_list_like(row.choices):
                 st.text(
                     " / ".join(f"[{choice}]" if n == row.gold else str(choice) for n, choice in enumerate(row.choices))

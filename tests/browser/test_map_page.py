@@ -128,7 +128,7 @@ def test_search_and_a_cluster_become_the_selection(page: Page) -> None:
     field = page.get_by_role("textbox", name="Search the text")
     field.fill("SYLLOGISM")
     field.press("Enter")
-    expect(page.get_by_text("60 questions contain “SYLLOGISM”")).to_be_visible()
+    expect(page.get_by_text("60 questions found")).to_be_visible()
     page.get_by_role("button", name="Select them").click()
     expect(page.get_by_role("button", name="Label all 60")).to_be_visible()
     wait_idle(page)
