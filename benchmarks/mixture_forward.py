@@ -54,8 +54,10 @@ def main() -> None:
             task_specific_adapter_paths=[str(path) for path in paths],
             arrow_config=ArrowConfig(top_k=2),
         ).eval()
+        uncached = copy.deepcopy(base)
+        uncached.config.use_cache = False  # X-LoRA asks for it; no side keeps a cache here
         xlora = get_peft_model(
-            copy.deepcopy(base),
+            uncached,
             XLoraConfig(
                 task_type="CAUSAL_LM",
                 hidden_size=base.config.hidden_size,

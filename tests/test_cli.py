@@ -259,7 +259,7 @@ def test_tables_of_the_pages(loop: dict[str, Any]):
     outcomes = say_json(workspace, "outcomes")
     assert {row["task"] for row in outcomes["outcomes"]} >= {"sums", "colours"}
     assert "mixture_against_best_expert" in outcomes
-    assert outcomes["regimes"] == ["choices", "exact"]
+    assert outcomes["regimes"] == ["choices", "number"]
     forgetting = say_json(workspace, "forgetting", "--system", "calc")
     assert {row["system"] for row in forgetting["accuracy"]} == {"base", "calc"}
     assert {row["n"] for row in forgetting["difference_to_base"] if row["task"] == "sums"} == {5}

@@ -55,7 +55,7 @@ def field_labels() -> dict[str, str]:
         "name": _("Name"), "plan": _("Plan"), "base": _("Base model"), "device": _("Device"), "split": _("Split"),
         "limit": _("At most, questions"), "rank": _("Rank r"), "alpha": _("Alpha"), "dropout": _("Dropout"),
         "targets": _("Adapted modules"), "steps": _("Steps"), "epochs": _("Epochs"), "batch_size": _("Batch size, questions"),
-        "learning_rate": _("Learning rate"), "warmup_share": _("Warm-up, share of steps"),
+        "learning_rate": _("Learning rate"), "warmup_share": _("Warm-up, share of steps"), "final_share": _("Final rate, share of peak"),
         "weight_decay": _("Weight decay"), "max_tokens": _("Longest question, tokens"), "dtype": _("Precision"), "save_dtype": _("Saved as"),
         "seed": _("Seed"), "save_every": _("Checkpoint every, steps"), "eval_share": _("Held back, share"),
         "experts": _("Experts"), "mode": _("Routing"), "top_k": _("Experts per token"),
