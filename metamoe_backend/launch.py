@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from metamoe_backend.config import DEFAULT_BASE, StageConfig, parse_config
@@ -74,4 +75,4 @@ def run_name(stage: str, config: StageConfig) -> str:
         if value:
             return str(value)
     systems = getattr(config, "systems", None)
-    return ", ".join(systems)[:80] if systems else stage
+    return shorten(", ".join(systems), 80, placeholder=" …") if systems else stage

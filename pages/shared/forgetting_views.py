@@ -52,20 +52,9 @@ def own_tasks(systems: pd.DataFrame, adapters: pd.DataFrame, predictions: pd.Dat
 
 
 def render_answer(predictions: pd.DataFrame, systems: pd.DataFrame, adapters: pd.DataFrame) -> None:
-    """The sentence: the expert that gained most, what it lost, and how the mixture fares."""
+    """The sentence: the expert that lost most elsewhere, what it gained, and how the mixture fares."""
     own = own_tasks(systems, adapters, predictions)
-    sentences = []
-    if own:
-        parts = _own_and_other(predictions, own).set_index(["system", "part"])
-        gains = parts.xs("own", level="part")["difference"]
-        expert = gains.idxmax()
-        sentences.append(
-            _("Expert {expert} gained {gain} on its own tasks and changed by {other} on the others.").format(
-                expert=plain(expert),
-                gain=_difference(parts.loc[(expert, "own")]),
-                other=_difference(parts.loc[(expert, "other")]) if (expert, "other") in parts.index else "–",
-            )
-        )
+    sentences = _say_what_was_lost(_own_and_other(predictions, own)) if own else []
     mixtures = [name for name in systems.loc[systems["kind"] == "moe", "system"] if name in set(predictions["system"])]
     baselines = [name for name in find_baselines(systems) if name in set(predictions["system"])]
     if mixtures and baselines:
@@ -76,6 +65,22 @@ def render_answer(predictions: pd.DataFrame, systems: pd.DataFrame, adapters: pd
             )
         )
     answer_line(" ".join(sentences) or _("The difference of each system to the base model, task by task."))
+
+
+def _say_what_was_lost(changes: pd.DataFrame) -> list[str]:
+    """A sentence on the expert with the worst change on tasks that are not its own; none where own tasks are missing."""
+    parts = changes.set_index(["system", "part"])
+    by_part = parts["difference"].unstack("part").reindex(columns=["own", "other"]).dropna(subset="own")
+    if by_part.empty:
+        return []
+    elsewhere = by_part["other"].dropna()
+    expert = elsewhere.idxmin() if len(elsewhere) else by_part["own"].idxmax()
+    sentence = _("Expert {expert} gained {gain} on its own tasks and changed by {other} on the others.").format(
+        expert=plain(expert),
+        gain=_difference(parts.loc[(expert, "own")]),
+        other=_difference(parts.loc[(expert, "other")]) if len(elsewhere) else "–",
+    )
+    return [sentence]
 
 
 def _difference(row: Any) -> str:
