@@ -33,14 +33,14 @@ def put_filters(filters: Filters) -> None:
 
 
 def restore_filters() -> list[str]:
-    """Take what the address asks for, if it asks for anything, else put the session's there; what it cannot ask for."""
-    wanted = {name: st.query_params.get_all(name) for name in (*PARTS, "confidence")}
-    if not any(wanted.values()):
+    """Take what the address asks for when a person arrives, and return what it cannot ask for.
+
+    From then on the session knows better: a browser may still send the address of the act before.
+    """
+    if _FILTERS in st.session_state:
         _write_to_address(get_filters())
         return []
-    if {name: values for name, values in wanted.items() if values} == to_address(get_filters()):
-        return []
-    filters, wrong = read_address(wanted)
+    filters, wrong = read_address({name: st.query_params.get_all(name) for name in (*PARTS, "confidence")})
     put_filters(filters)
     return wrong
 
