@@ -35,7 +35,9 @@ def read_chips(page: Page) -> list[str]:
 
 
 def read_found(page: Page) -> int:
-    return int(page.get_by_text(re.compile(r"^\d+ questions? found$")).inner_text().split()[0])
+    found = page.get_by_text(re.compile(r"^\d+ questions? found$"))
+    found.wait_for()
+    return int(found.inner_text().split()[0])
 
 
 def test_a_link_shows_the_same_search_and_filters_and_chips_go_one_by_one(
@@ -94,6 +96,7 @@ def test_what_is_like_a_question_is_one_click_away(page: Page) -> None:
     expect(page.get_by_text("The 100 most similar questions")).to_be_visible()
     wait_idle(page)
     assert "/map?" in page.url and "like=" in page.url
+    expect(page.locator(CHIPS)).to_have_count(1)
     assert [chip[:7] for chip in read_chips(page)] == ["Like: “"]
     choose(page, "Outcome", "all incorrect")
     page.get_by_test_id("stSidebarNav").get_by_role("link", name="Skills").click()
@@ -103,6 +106,7 @@ def test_what_is_like_a_question_is_one_click_away(page: Page) -> None:
     page.locator(".st-key-skills_card [class*='st-key-like_skills_'] .stButton").click()
     wait_idle(page)
     assert "/skills?" in page.url and page.url != before
+    expect(page.locator(CHIPS)).to_have_count(2)
     assert [chip.split(":")[0] for chip in read_chips(page)] == ["Outcome", "Like"]
 
 
@@ -111,5 +115,6 @@ def test_a_link_that_names_what_is_not_there_says_so(page: Page) -> None:
     warning = page.get_by_text("The address asks for what is not in this workspace; left out:")
     for value in ("sight", "solved", "2..3", "nothing"):
         expect(warning).to_contain_text(value)
+    expect(page.locator(CHIPS)).to_have_count(2)
     assert read_chips(page) == ["“syllogism”", "Outcome: mixed"]
     assert read_found(page) > 0
