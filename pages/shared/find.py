@@ -59,9 +59,12 @@ def render_find(store: Store, map_id: str | None) -> Filters:
         st.warning(_("The address asks for what is not in this workspace; left out: {values}").format(values=listed))
     filters = get_filters()
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-        _keep("find_text", filters.text)
+        # A field that begins with a value of its own reports it; one that is set afterwards may report "" before.
+        begun = "find_text" in st.session_state
+        if begun:
+            _keep("find_text", filters.text)
         st.text_input(
-            _("Search the text"), key="find_text", icon=":material/search:", label_visibility="collapsed", width="stretch",
+            _("Search the text"), "" if begun else filters.text, key="find_text", icon=":material/search:", label_visibility="collapsed", width="stretch",
             placeholder=_("words of a question; \"in quotes\": as written"), on_change=_take, args=("text",),
         )  # fmt: skip
         with st.popover(_("Filter"), icon=":material/filter_list:", key="find_filters"):
