@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from metamoe_backend.evaluate.outcomes import BEST_SINGLE, MAJORITY
 from metamoe_backend.figures.style import (
     DIVERGING,
+    GREY,
     KIND_COLOURS,
     OUTCOME_COLOURS,
     SEQUENTIAL,
@@ -71,6 +72,7 @@ def make_error_figure(errors: pd.DataFrame, kinds: dict[str, str], height: int =
                 "symmetric": False,
                 "array": (shown["high"] - shown["error_rate"]).to_numpy(),
                 "arrayminus": (shown["error_rate"] - shown["low"]).to_numpy(),
+                "color": GREY,
             },
             customdata=shown[["n"]].to_numpy(),
             hovertemplate=_("%{y}: %{x:.0%} wrong, n=%{customdata[0]}") + "<extra></extra>",
