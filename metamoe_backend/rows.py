@@ -36,7 +36,6 @@ restored: it stood in a frozen labelling that a person brought back.
 Verdict = Literal["approve", "question", "reject"]
 Relation = Literal["same", "different"]
 """What a person says of two groups of questions: they need the same skill, or different ones."""
-SystemKind = Literal["base", "expert", "mixed", "moe"]
 RunState = Literal["queued", "running", "finished", "stopped", "cancelled", "failed"]
 
 

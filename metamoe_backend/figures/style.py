@@ -1,7 +1,6 @@
 """What all figures share: colours with a meaning, margins, and hover text that cannot carry markup."""
 
 import html
-from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -13,7 +12,6 @@ GREY = "#9aa0a6"
 """Noise and unlabelled questions."""
 OUTCOME_COLOURS = {"all-correct": "#0072b2", "mixed": "#e69f00", "all-incorrect": "#9aa0a6"}
 KIND_COLOURS = {"base": "#9aa0a6", "expert": "#0072b2", "mixed": "#cc79a7", "moe": "#d55e00"}
-ALL_TASKS_LABEL = "all tasks"
 
 
 def finish(figure: go.Figure, height: int | None = None, legend: bool = True) -> go.Figure:
@@ -45,12 +43,6 @@ def wrapped(text: Any, width: int = 60, lines: int = 4) -> str:
     if len(found) > lines:
         shown[-1] += " …"
     return "<br>".join(html.escape(line, quote=False) for line in shown)
-
-
-def text_on(values: Sequence[float], low: float, high: float, dark_low: bool = True) -> list[str]:
-    """Black or white, whichever is readable on a sequential scale from `low` to `high`."""
-    middle = low + 0.55 * (high - low)
-    return ["white" if (value < middle) == dark_low else "black" for value in values]
 
 
 def make_cells_clickable(figure: go.Figure) -> go.Figure:
