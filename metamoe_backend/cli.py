@@ -15,13 +15,15 @@ from typing import Any, NoReturn
 from metamoe_backend.errors import MetaMoEError
 
 Verb = Callable[[argparse.Namespace], dict[str, Any]]
+VERB_GROUPS = ("data", "skills", "experts", "results", "workspace")
+"""Modules of `metamoe_backend.verbs`; a verb is the function run_NAME of one of them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status."""
     options = build_parser().parse_args(arguments)
     try:
-        result = _find_verb(options.verb)(options)
+        result = find_verb(options.verb)(options)
     except MetaMoEError as error:
         print(f"metamoe: {error}", file=sys.stderr)
         return 2
@@ -46,10 +48,13 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def _find_verb(name: str) -> Verb:
-    from metamoe_backend import verbs
+def find_verb(name: str) -> Verb:
+    """The function behind a verb."""
+    from importlib import import_module
 
-    return getattr(verbs, "run_" + name.replace("-", "_"))
+    function = "run_" + name.replace("-", "_")
+    modules = (import_module(f"metamoe_backend.verbs.{group}") for group in VERB_GROUPS)
+    return next(getattr(module, function) for module in modules if hasattr(module, function))
 
 
 def build_parser() -> argparse.ArgumentParser:

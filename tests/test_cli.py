@@ -15,9 +15,11 @@ from typing import Any
 import httpx
 import pytest
 
-from metamoe_backend import cli, launch, verbs
+from metamoe_backend import cli, launch
 from metamoe_backend.rows import TABLES
 from metamoe_backend.store.connection import Store
+from metamoe_backend.verbs import experts, results
+from metamoe_backend.verbs import workspace as workspace_verbs
 from metamoe_backend.workspace import Workspace
 from tests.fake_encoder import install
 from tests.tiny_models import make_tiny_base
@@ -131,7 +133,8 @@ def loop(tmp_path_factory: pytest.TempPathFactory, files: Path) -> Iterator[dict
         said["plan"] = say_json(workspace, "plan", "p", "--assign", "arithmetic=calc", "sight=eyes")
         settings = ("--base", base, "--steps", 3, "--device", "cpu", "--wait", "--set", "optim.batch_size=4")
         said["train in a worker"] = say_json(workspace, "train", "expert", "calc", *settings)
-        patch.setattr(verbs, "launch", launch.run_now)
+        for module in (experts, results):
+            patch.setattr(module, "launch", launch.run_now)
         said["train expert"] = say_json(workspace, "train", "expert", "eyes", *settings)
         said["train mixed"] = say_json(workspace, "train", "mixed", *settings)
         said["train moe"] = say_json(workspace, "train", "moe", "both", "--experts", "calc,eyes", *settings)
@@ -493,7 +496,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     def stumble(options: object) -> None:
         raise KeyError("nobody thought of this")
 
-    monkeypatch.setattr(verbs, "run_doctor", stumble)
+    monkeypatch.setattr(workspace_verbs, "run_doctor", stumble)
     said = say(tmp_path, "doctor", "--json")
     assert (said.code, said.out) == (1, "")
     assert "Traceback" in said.err and "nobody thought of this" in said.err

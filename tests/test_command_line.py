@@ -1,6 +1,7 @@
 """The command line shown beside a job does what the job does: it is parsed again, by the real parser and verbs."""
 
 import shlex
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from metamoe_backend import verbs
-from metamoe_backend.cli import build_parser
+from metamoe_backend.cli import VERB_GROUPS, build_parser, find_verb
 from metamoe_backend.config import (
     DEFAULT_BASE,
     ClusterConfig,
@@ -30,6 +30,7 @@ from metamoe_backend.config import (
 from metamoe_backend.jobs.command_line import command_line, make_command_line
 from metamoe_backend.jobs.run_folder import create_run
 from metamoe_backend.pipeline import STAGES
+from metamoe_backend.verbs import experts
 from metamoe_backend.workspace import DEFAULT_WORKSPACE, Workspace
 
 HERE = Workspace(DEFAULT_WORKSPACE)
@@ -44,10 +45,12 @@ def verbs_that_only_ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     def ask(store: Any, stage: str, values: dict[str, Any], *_: Any) -> None:
         raise Asked(stage, parse_config(STAGES[stage].config, values))
 
-    for name in ("run_now", "launch"):
-        monkeypatch.setattr(verbs, name, ask)
-    monkeypatch.setattr(verbs, "_newest_plan", lambda store: "the newest")
-    monkeypatch.setattr(verbs, "_open", lambda options: (tmp_path / "store").open("w"))
+    for name in VERB_GROUPS:
+        module = import_module(f"metamoe_backend.verbs.{name}")
+        for starter in ("run_now", "launch"):
+            monkeypatch.setattr(module, starter, ask, raising=False)
+        monkeypatch.setattr(module, "open_store", lambda options: (tmp_path / "store").open("w"), raising=False)
+    monkeypatch.setattr(experts, "newest_plan", lambda store: "the newest")
 
 
 def ask_again(line: str) -> tuple[str, StageConfig]:
@@ -56,7 +59,7 @@ def ask_again(line: str) -> tuple[str, StageConfig]:
     assert words[:3] == ["python", "-m", "metamoe_backend"]
     options = build_parser().parse_args(words[3:])
     with pytest.raises(Asked) as asked:
-        getattr(verbs, "run_" + options.verb.replace("-", "_"))(options)
+        find_verb(options.verb)(options)
     return asked.value.args
 
 

@@ -1,0 +1,130 @@
+"""What several verbs need: opening the workspace, reading settings, printing, waiting for a run."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from metamoe_backend.errors import BusyError, ConfigError, InputError, MetaMoEError
+from metamoe_backend.jobs.run_folder import RunFolder
+from metamoe_backend.jobs.supervisor import poll
+from metamoe_backend.store.connection import Store
+from metamoe_backend.workspace import find_workspace
+
+Result = dict[str, Any]
+
+
+def say(text: str) -> None:
+    """A line for a person, on standard error."""
+    print(text, file=sys.stderr)
+
+
+def open_store(options: argparse.Namespace) -> Store:
+    """The workspace of `--workspace`, held by this command."""
+    return Store.open(find_workspace(options.workspace), f"the command `{options.verb}`")
+
+
+def given(options: argparse.Namespace, *names: str) -> Result:
+    """The options a person did give; the rest keep their defaults in config.py."""
+    values = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in values.items() if value not in (None, [])}
+
+
+def parse_pairs(pairs: Sequence[str], what: str) -> Result:
+    """KEY=VALUE texts as a dict; values are JSON where they parse as JSON (numbers, lists, true), else text."""
+    found: Result = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{what} {pair!r}: write KEY=VALUE.")
+        try:
+            found[key] = json.loads(text)
+        except json.JSONDecodeError:
+            found[key] = text
+    return found
+
+
+def merge_settings(values: Result, settings: Sequence[str]) -> Result:
+    """`values` with the dotted KEY=VALUE settings put in (optim.learning_rate=1e-3)."""
+    merged = json.loads(json.dumps(values))
+    for key, value in parse_pairs(settings, "--set").items():
+        place = merged
+        *path, last = key.split(".")
+        for step in path:
+            place = place.setdefault(step, {})
+        place[last] = value
+    return merged
+
+
+def show_progress(done: int, total: int) -> None:
+    """Where a person looks on: how far it is, in one line that is written over."""
+    if sys.stderr.isatty():
+        print(f"\r{done}/{total}", end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+
+def write_csv(path: str, frame: pd.DataFrame) -> None:
+    """Write a table; raises `InputError` when the file cannot be written."""
+    try:
+        frame.to_csv(path, index=False)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); choose another file.") from None
+
+
+def print_table(frame: pd.DataFrame) -> None:
+    """A table for a person, on standard output."""
+    print(frame.to_string(index=False) if len(frame) else "(no rows)")
+
+
+def rows_of(frame: pd.DataFrame) -> list[Result]:
+    """Rows as JSON-ready dicts: NaN and NaT become null."""
+    return json.loads(frame.to_json(orient="records", date_format="iso", default_handler=str))
+
+
+def count_emitted(run: RunFolder, table: str) -> int:
+    """Rows of a table that a run handed over."""
+    manifest = run.read_manifest()
+    return sum(int(part["rows"]) for part in manifest["parts"] if part["target"] == table) if manifest else 0
+
+
+def wait_for(run: RunFolder) -> None:
+    """Wait until a run has ended, showing its progress; raises `MetaMoEError` with its reason when it failed.
+
+    The workspace is not held meanwhile: the worker does not need the database, and a person may want it.
+    """
+    shown = -1
+    while (status := run.read_state()).state in ("queued", "running"):
+        if status.state == "queued":
+            poll(run.workspace)  # starts a supervisor where the last one was killed
+        if status.done != shown and status.total:
+            shown = status.done
+            eta = "" if status.eta_s is None else f", {status.eta_s:.0f} s left"
+            say(f"{run.read_spec().stage} {run.read_spec().name}: {status.done}/{status.total}{eta}")
+        time.sleep(1.0)
+    if status.state == "failed":
+        raise MetaMoEError(f"Run {run.run_id} failed: {status.error}")
+
+
+def take_in(options: argparse.Namespace) -> None:
+    """Opening the workspace takes in what ended meanwhile; whoever holds it by now does the same."""
+    try:
+        open_store(options).close()
+    except BusyError as error:
+        say(f"The results are taken in by the holder of the workspace. {error}")
+
+
+def split_names(text: str) -> list[str]:
+    """`A,B,…` as a list; empty names are left out."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def show_tables(options: argparse.Namespace, tables: dict[str, pd.DataFrame]) -> Result:
+    """The tables as JSON-ready rows; without --json a person reads them, too."""
+    if not options.json:
+        for name, frame in tables.items():
+            print(f"\n{name}")
+            print_table(frame)
+    return {name: rows_of(frame) for name, frame in tables.items()}

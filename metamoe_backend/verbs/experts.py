@@ -1,0 +1,60 @@
+"""Verbs that make experts and mixtures: import, train, moe."""
+
+import argparse
+
+from metamoe_backend.errors import NotFoundError
+from metamoe_backend.launch import launch, run_now
+from metamoe_backend.store.connection import Store
+from metamoe_backend.verbs.common import (
+    Result,
+    given,
+    merge_settings,
+    open_store,
+    rows_of,
+    say,
+    split_names,
+    take_in,
+    wait_for,
+)
+
+
+def run_import(options: argparse.Namespace) -> Result:
+    values = given(options, "source", "name", "base", "trained_on")
+    with open_store(options) as store:
+        run_now(store, "import", values, options.by)
+        row = store.frame("SELECT * FROM adapter WHERE adapter = ?", [options.name])
+    return rows_of(row)[0]
+
+
+def newest_plan(store: Store) -> str:
+    plan = store.value("SELECT plan FROM plan ORDER BY made_at DESC LIMIT 1")
+    if plan is None:
+        raise NotFoundError("There is no plan yet; save one with `plan NAME --assign SKILL=EXPERT …`.")
+    return plan
+
+
+def run_train(options: argparse.Namespace) -> Result:
+    if options.kind == "moe":
+        return run_moe(options)
+    values = given(options, "name", "plan", "base", "device", "limit") | {"kind": options.kind, "optim": {}}
+    values["optim"] = given(options, "steps", "seed")
+    return _train(options, "train", values)
+
+
+def run_moe(options: argparse.Namespace) -> Result:
+    values = given(options, "name", "plan", "base", "device", "limit", "mode", "top_k")
+    experts = split_names(options.experts)
+    optim = given(options, "steps", "seed")
+    return _train(options, "moe", values | {"experts": experts} | ({"optim": optim} if optim else {}))
+
+
+def _train(options: argparse.Namespace, stage: str, values: Result) -> Result:
+    with open_store(options) as store:
+        values.setdefault("plan", newest_plan(store))
+        run = launch(store, stage, merge_settings(values, options.set), options.by)
+    if options.wait:
+        wait_for(run)
+        take_in(options)
+    status = run.read_state()
+    say(f"Run {run.run_id}: {status.state}.")
+    return {"run_id": run.run_id, "state": status.state}
