@@ -200,6 +200,21 @@ def test_two_level_with_a_mask_uses_only_the_questions_best_experts(loaded, adap
         torch.testing.assert_close(masked, answer(loaded, tokens), **EXACT)
 
 
+@pytest.mark.parametrize("mode", ["token", "two-level", "uniform"])
+def test_a_forced_expert_answers_alone(loaded, adapters, tokens, mode):
+    with Attached(loaded, [adapters[1]], GateSettings()):
+        alone = answer(loaded, tokens)
+    bare = answer(loaded, tokens)
+    routes = np.tile([0.1, 0.1, 0.1, 0.7], (4, 1)) if mode == "two-level" else None
+    with Attached(loaded, adapters, GateSettings(mode, 2), routes) as mixture:
+        routed = answer(loaded, tokens)
+        with mixture.force(1):
+            torch.testing.assert_close(answer(loaded, tokens), alone, **EXACT)
+        with mixture.force(None):
+            assert torch.equal(answer(loaded, tokens), bare)
+        assert torch.equal(answer(loaded, tokens), routed)
+
+
 @pytest.mark.parametrize("granularity", ["block", "module"])
 def test_detaching_restores_the_model_bit_for_bit(loaded, adapters, tokens, granularity):
     before = {name: value.clone() for name, value in loaded.model.state_dict().items()}

@@ -66,6 +66,8 @@ class Routing:
         self.log_prior: Tensor | None = None
         self.mask: Tensor | None = None
         self.live: Tensor | None = None
+        self.forced: Tensor | None = None
+        """Gates that stand instead of everything else, [1, 1, E] (see `Mixture.force`)."""
         if settings.mode == "uniform":
             self.fixed = gates.uniform(experts).to(device)
 
@@ -93,6 +95,8 @@ class Routing:
 
     def compute_gates(self, logits: Tensor | None, rows: int) -> Tensor:
         """Gates of one site, [B, S, E] or broadcastable to it, from its token scores `logits` [B, S, E]."""
+        if self.forced is not None:
+            return self.forced
         settings = self.settings
         if settings.mode in TASK_LEVEL_MODES:
             if self.live is None:
@@ -192,6 +196,18 @@ class Mixture:
     def set_routes(self, routes: np.ndarray | Tensor | None) -> None:
         """Task-level probabilities, one row per row of the next forward passes' batch (see `Routing.set`)."""
         self.routing.set(routes)
+
+    @contextmanager
+    def force(self, expert: int | None) -> Iterator[None]:
+        """Send every token of the forward passes inside to one expert with weight 1; None: to the bare base model."""
+        forced = torch.zeros(1, 1, len(self.experts), device=self.routing.device)
+        if expert is not None:
+            forced[..., expert] = 1.0
+        self.routing.forced = forced
+        try:
+            yield
+        finally:
+            self.routing.forced = None
 
     @contextmanager
     def record(self) -> Iterator[GateRecord]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from metamoe_backend.errors import ConfigError, StorageError
+from metamoe_backend.config import BASE_EXPERT
+from metamoe_backend.errors import ConfigError, NotFoundError, StorageError
 from metamoe_backend.models.adapters import read_adapter
 from metamoe_backend.models.base import LoadedBase
 from metamoe_backend.models.mixtures import SavedMixture, read_experts, read_mixture
@@ -63,6 +64,15 @@ class OpenSystem:
             self._mixture.set_routes(routes)
         elif routes is not None:
             raise ValueError("Routes were given to a system without a task level.")
+
+    def force(self, name: str) -> "AbstractContextManager[None]":
+        """Send every token of the forward passes inside to one expert with weight 1; `base`: to the bare base model.
+
+        What `set_routes` said does not count meanwhile. Raises `NotFoundError` for a name that is no expert here.
+        """
+        if self._mixture is None or name not in [*self.experts, BASE_EXPERT]:
+            raise NotFoundError(f"Expert {name!r} is not in this system (it has: {', '.join(self.experts) or 'none'}).")
+        return self._mixture.force(None if name == BASE_EXPERT else self.experts.index(name))
 
     def record(self) -> "AbstractContextManager[GateRecord]":
         """Collect the gates of the forward passes inside; an empty record for systems other than mixtures."""
