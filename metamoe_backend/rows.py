@@ -4,7 +4,7 @@ Each table is fed by exactly one source, so that `rebuild` can make the database
 
     runs (Parquet parts named in a manifest)    task question rejected_row meta_question embedding map map_point
                                                 cluster suggestion labelling labelling_item adapter system metric
-                                                prediction activation token_activation route
+                                                prediction activation token_activation route selected_row
     the run folder itself                       run part
     events (what people did)                    cluster_move cluster_edit skill label rejection skill_constraint
                                                 meta_question_edit plan plan_entry review event
@@ -33,6 +33,8 @@ How = Literal["question", "lasso", "cluster", "file", "accepted", "decided", "re
 accepted: a person accepted a suggestion. decided: a person ended a disagreement; it counts above everyone's labels.
 restored: it stood in a frozen labelling that a person brought back.
 """
+Decision = Literal["shot", "selected", "similar", "leak", "beyond"]
+"""What a data selection does with a row; `shot` and `selected` rows are trained on."""
 Verdict = Literal["approve", "question", "reject"]
 Relation = Literal["same", "different"]
 """What a person says of two groups of questions: they need the same skill, or different ones."""
@@ -334,7 +336,10 @@ class Run:
     """One execution of a stage, with its folder."""
 
     run_id: Annotated[str, "id, also the folder under runs/; sorts by time"]
-    stage: Annotated[str, "ingest, meta-questions, embed, cluster, suggest, freeze, import, train, moe or evaluate"]
+    stage: Annotated[
+        str,
+        "ingest, meta-questions, embed, cluster, suggest, freeze, import, select, select-data, train, moe, evaluate",
+    ]
     name: Annotated[str, "what a person called it"]
     state: Annotated[str, "queued, running, finished, stopped, cancelled or failed"]
     config: Annotated[str, "JSON of its settings"]
@@ -416,6 +421,72 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class SelectedRow:
+    """What a data selection decided about one row of its pool, or one of the K shots it was guided by."""
+
+    run_id: Annotated[str, "selection run"]
+    position: Annotated[int, "row number in the pool, from 0; for a shot its order"]
+    task: Annotated[str, "target task: rows are trained on under its template"]
+    prompt: Annotated[str, "the question as asked"]
+    answer: Annotated[str, "the right answer as text"]
+    explanation: Annotated[str | None, "gold chain of thought, where the source has one"]
+    score: Annotated[float, "largest cosine of its vector and a K shot's; 1 for a shot"]
+    nearest: Annotated[str, "question_id of that shot"]
+    decision: Annotated[str, "shot, selected, similar (to a better row), leak, or beyond (the budget)"]
+    reason: Annotated[str | None, "why it is not trained on, in a sentence; NULL for a row that is"]
+    other: Annotated[str | None, "what it is too close to: question_id, or row NUMBER of the pool"]
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateShot:
+    """How one adapter of the bank did on one of the K shots that guide the selection of experts."""
+
+    run_id: Annotated[str, "selection run"]
+    adapter: Annotated[str, "candidate"]
+    draw: Annotated[int, "which draw of K shots, from 0"]
+    shot: Annotated[int, "place in the draw, from 0: the first five are the draw of K = 5"]
+    question_id: Annotated[str, "question"]
+    nll: Annotated[float, "negative log-likelihood of explanation and answer, summed over their tokens, in nats"]
+    tokens: Annotated[int, "tokens of explanation and answer"]
+    explained: Annotated[bool, "whether the source has an explanation; without one the answer alone is read"]
+    output: Annotated[str, "chosen option or generated text"]
+    correct: Annotated[bool, "right or wrong under the task's own regime"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An adapter's place in a selection of experts for a task."""
+
+    run_id: Annotated[str, "selection run"]
+    task: Annotated[str, "task of interest"]
+    base: Annotated[str, "base model of the candidates"]
+    adapter: Annotated[str, "candidate"]
+    adapter_hash: Annotated[str, "of its weights"]
+    shots: Annotated[int, "K, shots per draw"]
+    draws: Annotated[int, "draws of K shots"]
+    perplexity: Annotated[float, "reasoning perplexity summed over the K shots, mean over the draws"]
+    accuracy: Annotated[float, "share of the shots answered rightly, mean over the draws"]
+    perplexity_rank: Annotated[float, "rank by perplexity, 1 the lowest; equal ones share their mean rank"]
+    accuracy_rank: Annotated[float, "rank by accuracy, 1 the highest; equal ones share their mean rank"]
+    rank_sum: Annotated[float, "sum of both ranks: the M lowest are on the shortlist"]
+    shortlisted: Annotated[bool, "among the M best"]
+    chosen: Annotated[bool, "in the chosen set"]
+
+
+@dataclass(frozen=True, slots=True)
+class CandidatePair:
+    """How alike the weight changes of two candidates of a selection are; each pair once."""
+
+    run_id: Annotated[str, "selection run"]
+    adapter: Annotated[str, "candidate"]
+    other: Annotated[str, "another candidate"]
+    similarity: Annotated[float, "cosine of B A and B A per module, mean over modules and layers"]
+    raw_similarity: Annotated[
+        float | None, "mean of |cos| over the A and the B matrices by themselves; NULL where the ranks differ"
+    ]
+
+
+@dataclass(frozen=True, slots=True)
 class Review:
     """An advisor's comment or verdict."""
 
@@ -458,14 +529,14 @@ TABLES: dict[str, type] = {
     "skill_constraint": SkillConstraint, "suggestion": Suggestion, "labelling": Labelling,
     "labelling_item": LabellingItem, "plan": Plan, "plan_entry": PlanEntry, "adapter": Adapter, "system": System,
     "run": Run, "metric": Metric, "prediction": Prediction,
-    "activation": Activation, "token_activation": TokenActivation, "route": Route, "review": Review, "event": Event,
-    "part": Part,
+    "activation": Activation, "token_activation": TokenActivation, "route": Route, "selected_row": SelectedRow,
+    "review": Review, "event": Event, "part": Part,
 }  # fmt: skip
 
 RUN_TABLES = (
     "task", "question", "rejected_row", "meta_question", "embedding", "map", "map_point", "cluster", "suggestion",
     "labelling", "labelling_item", "adapter", "system", "metric", "prediction", "activation", "token_activation",
-    "route",
+    "route", "selected_row",
 )  # fmt: skip
 """Tables that run manifests feed."""
 

@@ -187,6 +187,31 @@ def m004_clusters_as_people_see_them(cursor: duckdb.DuckDBPyConnection) -> None:
     """)
 
 
+def m005_expert_selection(cursor: duckdb.DuckDBPyConnection) -> None:
+    """A few questions of a task guide which adapters of the bank become its experts."""
+    cursor.execute("""
+        CREATE TABLE candidate_shot (run_id VARCHAR NOT NULL, adapter VARCHAR NOT NULL, draw BIGINT NOT NULL,
+            shot BIGINT NOT NULL, question_id VARCHAR NOT NULL, nll DOUBLE NOT NULL, tokens BIGINT NOT NULL,
+            explained BOOLEAN NOT NULL, output VARCHAR NOT NULL, correct BOOLEAN NOT NULL);
+        CREATE TABLE candidate (run_id VARCHAR NOT NULL, task VARCHAR NOT NULL, base VARCHAR NOT NULL,
+            adapter VARCHAR NOT NULL, adapter_hash VARCHAR NOT NULL, shots BIGINT NOT NULL, draws BIGINT NOT NULL,
+            perplexity DOUBLE NOT NULL, accuracy DOUBLE NOT NULL, perplexity_rank DOUBLE NOT NULL,
+            accuracy_rank DOUBLE NOT NULL, rank_sum DOUBLE NOT NULL, shortlisted BOOLEAN NOT NULL,
+            chosen BOOLEAN NOT NULL);
+        CREATE TABLE candidate_pair (run_id VARCHAR NOT NULL, adapter VARCHAR NOT NULL, other VARCHAR NOT NULL,
+            similarity DOUBLE NOT NULL, raw_similarity DOUBLE);
+    """)
+
+
+def m006_data_selection(cursor: duckdb.DuckDBPyConnection) -> None:
+    """Rows that were chosen from a pool for a target task, and why the others were not."""
+    cursor.execute("""
+        CREATE TABLE selected_row (run_id VARCHAR NOT NULL, position BIGINT NOT NULL, task VARCHAR NOT NULL,
+            prompt VARCHAR NOT NULL, answer VARCHAR NOT NULL, explanation VARCHAR, score DOUBLE NOT NULL,
+            nearest VARCHAR NOT NULL, decision VARCHAR NOT NULL, reason VARCHAR, other VARCHAR)
+    """)
+
+
 def _describe_columns(cursor: duckdb.DuckDBPyConnection) -> None:
     """Columns carry their meaning from rows.py as comments."""
     for table in TABLES:
@@ -200,6 +225,8 @@ MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (
     m002_rejections_and_decisions,
     m003_skill_constraints,
     m004_clusters_as_people_see_them,
+    m005_expert_selection,
+    m006_data_selection,
 )
 
 
