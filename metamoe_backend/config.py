@@ -4,6 +4,7 @@ The form on the page, the command line, the run folder's spec.json and the check
 A value outside its bounds raises `ConfigError` with one sentence (see `parse_config`).
 """
 
+import math
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -15,6 +16,8 @@ DEFAULT_BASE = "smollm2-135m"
 DEFAULT_ENCODER = "minilm"
 BASE_EXPERT = "base"
 """The expert name that means: no adapter, the bare base model answers."""
+MOST_SUBSETS = 200_000
+"""Sets of experts that are compared one by one."""
 
 NAME_PATTERN = r"^[\w][\w.\-]{0,63}$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, strip_whitespace=True)]
@@ -232,6 +235,41 @@ class ImportAdapterConfig(StageConfig):
     name: Name = Field(description="Name in the bank")
     base: str = Field(DEFAULT_BASE, description="Base model it belongs to")
     trained_on: list[str] = Field(default_factory=list, description="Tasks it was trained on, where known")
+
+
+class SelectConfig(StageConfig):
+    """Choose experts of the bank for a task by how they do on a few of its questions (the K shots)."""
+
+    task: str = Field(description="Task the experts are wanted for")
+    k: int = Field(50, ge=1, le=1000, description="K: shots, questions of the task whose answers are known")
+    draws: int = Field(3, ge=1, le=20, description="Draws of K shots, averaged; each also shows how the choice moves")
+    shortlist: int = Field(8, ge=1, le=32, description="M: the best by accuracy and perplexity go on the shortlist")
+    experts: int = Field(4, ge=1, le=16, description="N: experts to choose from the shortlist")
+    candidates: list[str] = Field(
+        default_factory=list, description="Only these adapters; empty means all experts of the bank on this base model"
+    )
+    base: str = Field(DEFAULT_BASE, description="Base model: smollm2-135m, a local folder or a hub id")
+    split: Literal["train", "validation", "test"] = Field("train", description="Split the shots come from")
+    device: Device = Field("auto", description="auto, cpu or cuda:N")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of the base model")
+    batch_tokens: int = Field(4096, ge=64, description="Padded tokens per forward pass")
+    max_new_tokens: int = Field(24, ge=1, le=4096, description="Longest generated answer, in tokens")
+    seed: int = Field(0, ge=0, description="Seed of the first draw; draw number d uses seed + d")
+
+    @model_validator(mode="after")
+    def _experts_within_shortlist(self) -> Self:
+        if self.experts > self.shortlist:
+            raise ValueError(
+                f"experts is {self.experts} but shortlist is {self.shortlist}; choose at most as many as are on it"
+            )
+        if len(set(self.candidates)) != len(self.candidates):
+            raise ValueError("candidates: a name stands twice; name each adapter once")
+        if math.comb(self.shortlist, self.experts) > MOST_SUBSETS:
+            raise ValueError(
+                f"shortlist is {self.shortlist} and experts {self.experts}: that makes more than {MOST_SUBSETS:,} sets "
+                "to compare; lower one of them"
+            )
+        return self
 
 
 C = TypeVar("C", bound=StageConfig)

@@ -1,7 +1,7 @@
 """The pipeline, top to bottom: each stage, what it reads, what it writes.
 
     ingest -> meta-questions -> embed -> cluster -> (people label) -> suggest -> freeze -> (people plan)
-           -> import | train -> moe -> evaluate -> (people review)
+           -> import | train -> select -> moe -> evaluate -> (people review)
 
 People's acts (skills, labels, edits, plans, reviews) are events, not stages: see `store.events`.
 Modules are imported when a stage runs, so that listing the stages costs nothing.
@@ -19,6 +19,7 @@ from metamoe_backend.config import (
     IngestConfig,
     MetaQuestionConfig,
     MoeConfig,
+    SelectConfig,
     StageConfig,
     SuggestConfig,
     TrainConfig,
@@ -50,6 +51,13 @@ STAGES: dict[str, Stage] = dict(
         _stage("suggest", SuggestConfig, "skills.suggest", ("embedding", "label"), ("suggestion",)),
         _stage("freeze", FreezeConfig, "skills.labelling", ("label", "suggestion"), ("labelling", "labelling_item")),
         _stage("import", ImportAdapterConfig, "experts.bank", ("a PEFT folder",), ("adapter", "system")),
+        _stage(
+            "select",
+            SelectConfig,
+            "experts.candidates",
+            ("adapter", "question"),
+            ("candidate_shot", "candidate", "candidate_pair"),
+        ),
         _stage("train", TrainConfig, "train.expert", ("plan", "question"), ("adapter", "system", "metric")),
         _stage("moe", MoeConfig, "train.moe", ("plan", "adapter", "embedding"), ("system", "metric")),
         _stage(

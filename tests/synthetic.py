@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from metamoe_backend.experts.selection import choose_experts, mark_choice, measure_candidates, rank_candidates
 from metamoe_backend.jobs.context import RunContext
 from metamoe_backend.jobs.run_folder import create_run
 from metamoe_backend.store.connection import Store
@@ -42,6 +43,7 @@ def build_workspace(folder: Path, per_split: int = 30, seed: int = 0) -> Workspa
         _embed_and_map(store, questions, rng)
         _label(store, questions, rng)
         _train(store)
+        _select_data(store, questions, rng)
         _evaluate(store, questions, rng)
         leave_review(store, "expert", "arith", "approve", "Clear gain on its own skill.", "advisor")
     return workspace
@@ -277,6 +279,70 @@ def _train(store: Store) -> None:
     _run(
         store, "moe", "moe", {"name": "moe", "experts": EXPERTS, "plan": "first"},
         system=_system("moe", "moe", "mixtures/moe", EXPERTS),
+    )  # fmt: skip
+
+
+def _select_data(store: Store, questions: pd.DataFrame, rng: np.random.Generator) -> None:
+    """Rows of other tasks for syllogism: 4 shots, 12 chosen, 3 too similar, 2 leaks, 9 beyond the budget."""
+    train = questions[questions["split"] == "train"]
+    shots = train[train["task"] == "syllogism"].head(4)
+    pool = train[train["task"].isin(["knights_knaves", "leg_counting"])].head(26)
+    ids = shots["question_id"].tolist()
+    rows = pool[["prompt", "answer", "explanation"]].assign(
+        position=range(len(pool)), score=np.sort(rng.uniform(0.2, 0.95, len(pool)))[::-1],
+        nearest=[ids[row % len(ids)] for row in range(len(pool))],
+        decision=["leak"] * 2 + ["selected"] * 12 + ["similar"] * 3 + ["beyond"] * (len(pool) - 17),
+    )  # fmt: skip
+    held_out = questions.loc[(questions["split"] == "test") & (questions["task"] == "syllogism"), "question_id"].iloc[0]
+    reasons = {
+        "leak": ("It is a held-out question of syllogism, word for word.", held_out),
+        "similar": ("Its similarity to a better row is 0.93, above tau.", "row 2"),
+        "beyond": ("The budget was spent on better rows.", None),
+    }
+    rows["reason"] = [reasons.get(decision, (None, None))[0] for decision in rows["decision"]]
+    rows["other"] = [reasons.get(decision, (None, None))[1] for decision in rows["decision"]]
+    chosen = shots[["prompt", "answer", "explanation"]].assign(
+        position=range(len(shots)), score=1.0, nearest=ids, decision="shot", reason=None, other=None
+    )
+    _run(
+        store, "select-data", "syllogism", {"task": "syllogism", "k": 4, "tasks": ["knights_knaves", "leg_counting"]},
+        selected_row=pd.concat([chosen, rows]).assign(task="syllogism"),
+    )  # fmt: skip
+
+
+def _select(store: Store, questions: pd.DataFrame, rng: np.random.Generator) -> None:
+    """Two draws of three shots of one task; the experts of its skill do best."""
+    shots = questions[(questions["task"] == "syllogism") & (questions["split"] == "train")].head(6)
+    names = [*EXPERTS, "mixed"]
+    likely = {"logic": 0.9, "mixed": 0.7}
+    scored = [
+        {
+            "adapter": name, "draw": number // 3, "shot": number % 3, "question_id": shot.question_id,
+            "nll": float(rng.gamma(2, 1 - likely.get(name, 0.3))), "tokens": 4, "explained": False, "output": "yes",
+            "correct": bool(rng.random() < likely.get(name, 0.3)),
+        }
+        for name in names
+        for number, shot in enumerate(shots.itertuples())
+    ]  # fmt: skip
+    frame = pd.DataFrame(scored)
+    pairs = [
+        {"adapter": one, "other": two, "similarity": float(rng.uniform(-0.1, 0.6)), "raw_similarity": None}
+        for index, one in enumerate(names)
+        for two in names[index + 1 :]
+    ]
+    pair_frame = pd.DataFrame(pairs).astype({"raw_similarity": "float64"})
+    ranking = rank_candidates(measure_candidates(frame))
+    chosen = choose_experts(ranking, pair_frame, 3, 2)
+    candidates = mark_choice(ranking, chosen, 3).assign(
+        task="syllogism",
+        base="smollm2-135m",
+        shots=3,
+        draws=2,
+        adapter_hash=[_hash(name) for name in ranking["adapter"]],
+    )
+    config = {"task": "syllogism", "k": 3, "draws": 2, "shortlist": 3, "experts": 2, "candidates": names}
+    _run(
+        store, "select", "syllogism", config, candidate_shot=frame, candidate=candidates, candidate_pair=pair_frame
     )  # fmt: skip
 
 

@@ -42,6 +42,7 @@ def stage_name(stage: str) -> str:
         "suggest": _("suggestions"),
         "freeze": _("labelling"),
         "import": _("import of an adapter"),
+        "select": _("selection of experts"),
         "train": _("training"),
         "moe": _("mixture"),
         "evaluate": _("evaluation"),
