@@ -234,7 +234,10 @@ def _add_skill_verbs(add: Add) -> None:
 
 
 def _add_training_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--plan", help="plan to train under (default: the newest)")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--plan", help="plan to train under (default: the newest)")
+    source.add_argument("--task", dest="tasks", nargs="+", metavar="TASK", help="all questions of these tasks instead")
+    source.add_argument("--data", metavar="RUN", help="the rows of a data selection instead")
     parser.add_argument("--base", help="base model: smollm2-135m, a local folder or a hub id")
     parser.add_argument("--steps", type=int, help="optimizer steps")
     parser.add_argument("--device", help="auto, cpu or cuda:N")

@@ -26,6 +26,18 @@ TaskName = Annotated[str, StringConstraints(pattern=r"^[\w][\w.\-]{0,63}(/[\w][\
 Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
 
+RoutingMode = Literal["token", "task", "two-level", "uniform", "loramoe", "arrow", "xlora", "phatgoose"]
+"""How a mixture weighs its experts (docs of each: `models.gates`)."""
+TASK_LEVEL_MODES = ("task", "two-level")
+"""Modes with a task-level router."""
+LEARNT_GATE_MODES = ("token", "two-level", "loramoe", "xlora", "phatgoose")
+"""Modes whose token gates learn by gradients."""
+TOKEN_LEVEL_MODES = (*LEARNT_GATE_MODES, "arrow")
+PER_MODULE_MODES = ("arrow", "phatgoose")
+"""Modes that compare a token with each module's own directions: gates sit at every adapted module."""
+Granularity = Literal["layer", "block", "module"]
+
+
 class StageConfig(BaseModel):
     """Common to all stages: unknown settings are refused."""
 
@@ -143,15 +155,30 @@ class OptimSettings(StageConfig):
     eval_share: float = Field(0.05, ge=0, le=0.5, description="Share of the training questions held back for eval loss")
 
 
-class TrainConfig(StageConfig):
-    """Train one LoRA adapter: an expert of a plan, or the mixed-data baseline over all of a plan's skills."""
+class SourceSettings(StageConfig):
+    """Where the questions of a training come from: exactly one of a plan, whole tasks and a data selection."""
+
+    plan: str | None = Field(None, description="Plan that says which skills go to which expert")
+    tasks: list[str] = Field(default_factory=list, description="Without a plan: all questions of these tasks")
+    data: str | None = Field(None, description="Without a plan: the rows of a data selection, by its run id")
+    split: Literal["train", "validation", "test"] = Field("train", description="Split the questions come from")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [name for name in ("plan", "tasks", "data") if getattr(self, name)]
+        if len(given) != 1:
+            said = f"found {' and '.join(given)}" if given else "found none of them"
+            raise ValueError(f"say where the questions come from: one of plan, tasks and data ({said})")
+        return self
+
+
+class TrainConfig(SourceSettings):
+    """Train one LoRA adapter: an expert, or the mixed-data baseline over all of a plan's skills or some tasks."""
 
     kind: Literal["expert", "mixed"] = Field("expert", description="One expert's skills, or all skills together")
-    name: Name = Field(description="Expert of the plan; for mixed, the name of the new system")
-    plan: str = Field(description="Plan that says which skills go to which expert")
+    name: Name = Field(description="Expert of the plan; for mixed or without a plan, the name of the new system")
     base: str = Field(DEFAULT_BASE, description="Base model: smollm2-135m, a local folder or a hub id")
     device: Device = Field("auto", description="auto, cpu or cuda:N")
-    split: Literal["train", "validation", "test"] = Field("train", description="Split the questions come from")
     limit: int | None = Field(None, ge=1, description="At most so many questions (per expert; for mixed: in all)")
     part_from: float = Field(0.0, ge=0, lt=1, description="Beginning of the part of each task's questions to train on")
     part_to: float = Field(
@@ -170,24 +197,31 @@ class TrainConfig(StageConfig):
         return self
 
 
-class MoeConfig(StageConfig):
+class MoeConfig(SourceSettings):
     """Join experts in a mixture with a task-level and a token-level router."""
 
     name: Name = Field(description="Name of the mixture")
     experts: list[str] = Field(min_length=1, max_length=512, description="Experts, in gate order")
-    plan: str = Field(description="Plan whose skills teach the task-level router")
     base: str = Field(DEFAULT_BASE, description="Base model: smollm2-135m, a local folder or a hub id")
     device: Device = Field("auto", description="auto, cpu or cuda:N")
-    mode: Literal["token", "task", "two-level", "uniform"] = Field(
-        "two-level", description="token: per token; task: per question; two-level: both; uniform: equal weights"
+    mode: RoutingMode = Field(
+        "two-level",
+        description="token: per token; task: per question; two-level: both; uniform: equal weights; loramoe: per token, "
+        "all experts; arrow: per token, nothing to train; xlora: per token, by a first pass without experts; phatgoose: "
+        "per token, by gates that each expert learns alone",
     )
-    top_k: int = Field(2, ge=1, le=512, description="Experts chosen per token")
+    top_k: int = Field(2, ge=1, le=512, description="Experts chosen per token (uniform and loramoe use all)")
+    temperature: float = Field(
+        1.0, gt=0, le=100, description="Token scores are divided by this (token, arrow, xlora, phatgoose)"
+    )
     prior_strength: float = Field(
         1.0, ge=0, le=100, description="Two-level: weight lambda of log p(expert | question) in the token gate"
     )
     task_top_m: int | None = Field(None, ge=1, description="Two-level: mask experts below the m most probable ones")
-    granularity: Literal["block", "module"] = Field(
-        "block", description="A token gate per block (self_attn, mlp) or per adapted module (slower, finer)"
+    granularity: Granularity = Field(
+        "block",
+        description="A token gate per layer, per block (self_attn, mlp) or per adapted module (slower, finer; arrow and "
+        "phatgoose always)",
     )
     no_expert: bool = Field(
         True, description="Let the task-level router send a question to the bare base model (skills planned to 'base')"
@@ -195,8 +229,9 @@ class MoeConfig(StageConfig):
     encoder: str = Field(DEFAULT_ENCODER, description="Encoder that the task-level router reads")
     of: Of = Field("question", description="What the task-level router reads")
     train: Literal["none", "router", "router+experts"] = Field("router", description="What learns")
-    balance: float = Field(0.0, ge=0, le=1, description="Weight of the load-balance loss (Mixtral: 0.01)")
-    split: Literal["train", "validation", "test"] = Field("train", description="Split the questions come from")
+    balance: float = Field(
+        0.0, ge=0, le=1, description="Weight of the balance loss (Mixtral: 0.01; loramoe: the localised one)"
+    )
     limit: int | None = Field(
         None, ge=1, description="Train on at most so many questions; the task-level router always reads all"
     )
@@ -208,6 +243,15 @@ class MoeConfig(StageConfig):
             raise ValueError("experts: a name stands twice; name each expert once")
         if self.top_k > len(self.experts):
             raise ValueError(f"top_k is {self.top_k} but there are {len(self.experts)} experts; lower top_k")
+        return self
+
+    @model_validator(mode="after")
+    def _task_level_needs_a_plan(self) -> Self:
+        if self.mode in ("task", "two-level") and self.plan is None:
+            raise ValueError(
+                f"mode {self.mode} needs a plan, from which the task-level router learns the expert of each question; "
+                "name a plan or choose another mode"
+            )
         return self
 
 

@@ -105,6 +105,8 @@ CASES: list[tuple[str, StageConfig, str]] = [
         TrainConfig(name="logic", plan="one", lora=LoraSettings(targets=["q_proj"])),
         """train expert logic --plan one --set 'lora.targets=["q_proj"]'""",
     ),
+    ("train", TrainConfig(name="new", tasks=["a", "rg/b"]), "train expert new --task a rg/b"),
+    ("train", TrainConfig(name="new", data="run-7", limit=9), "train expert new --data run-7 --limit 9"),
     ("moe", MoeConfig(name="both", experts=["a", "b"], plan="one"), "train moe both --experts a,b --plan one"),
     (
         "moe",

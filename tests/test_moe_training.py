@@ -16,7 +16,7 @@ from metamoe_backend.models.base import LoadedBase, load_base
 from metamoe_backend.models.routers import fit_task_router
 from metamoe_backend.models.systems import open_system
 from metamoe_backend.store.connection import Store
-from metamoe_backend.train import expert, moe
+from metamoe_backend.train import expert, moe, sources
 from tests.fake_encoder import FakeEncoder, install
 from tests.recording import RecordingContext
 from tests.tiny_models import make_tiny_adapter, make_tiny_base
@@ -413,7 +413,7 @@ def filled_store(synthetic):
 
 def test_prepare_hands_over_questions_experts_and_vectors(filled_store):
     inputs = moe.prepare(filled_store, MoeConfig(name="duo", experts=["logic", "arith"], plan="first"))
-    assert list(inputs["questions"].columns) == moe.COLUMNS
+    assert list(inputs["questions"].columns) == sources.COLUMNS
     assert set(inputs["questions"]["expert"]) == {"logic", "arith", "base"}
     assert inputs["adapters"]["adapter"].tolist() == ["logic", "arith"]
     assert set(inputs["vectors"]["question_id"]) == set(inputs["questions"]["question_id"])

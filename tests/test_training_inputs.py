@@ -3,12 +3,13 @@
 import pandas as pd
 import pytest
 
-from metamoe_backend.config import ImportAdapterConfig, TrainConfig
+from metamoe_backend.config import ImportAdapterConfig, MoeConfig, TrainConfig, parse_config
 from metamoe_backend.errors import ConfigError, ConflictError, NotFoundError
 from metamoe_backend.experts import bank
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.experts import fetch_adapters, fetch_plans, fetch_training_questions
-from metamoe_backend.train import expert
+from metamoe_backend.store.questions import fetch_questions, fetch_task_names
+from metamoe_backend.train import expert, moe, sources
 from metamoe_backend.workspace import Workspace
 
 
@@ -27,7 +28,7 @@ def test_an_expert_gets_the_questions_of_its_skills(full: Store, plan: str) -> N
     inputs = expert.prepare(full, TrainConfig(name="arith", plan=plan))
     every = fetch_training_questions(full, plan, "train")
     assert set(inputs["questions"]["question_id"]) == set(every.loc[every["expert"] == "arith", "question_id"])
-    assert list(inputs["questions"].columns) == expert.COLUMNS
+    assert list(inputs["questions"].columns) == sources.COLUMNS
     assert inputs["target"]["adapter"].tolist() == ["arith-2"], "the bank has an 'arith' already"
 
 
@@ -74,3 +75,54 @@ def test_an_import_takes_no_name_away(full: Store) -> None:
     with pytest.raises(ConfigError, match="'base' means no adapter"):
         bank.prepare(full, ImportAdapterConfig(source="x", name="base"))
     assert bank.prepare(full, ImportAdapterConfig(source="x", name="guest")) == {}
+
+
+# ---- without a plan --------------------------------------------------------------------------------------------------
+
+
+def test_an_expert_of_whole_tasks_needs_no_plan(full: Store) -> None:
+    tasks = fetch_task_names(full)[:2]
+    inputs = expert.prepare(full, TrainConfig(name="newcomer", tasks=tasks))
+    questions = inputs["questions"]
+    asked = fetch_questions(full, tasks=tasks, split="train")
+    assert set(questions["question_id"]) == set(asked["question_id"]) and list(questions.columns) == sources.COLUMNS
+    assert questions["skill"].isna().all() and questions["expert"].isna().all()
+    assert inputs["target"]["adapter"].tolist() == ["newcomer"]
+    few = expert.prepare(full, TrainConfig(name="newcomer", tasks=tasks, limit=6))["questions"]
+    assert few["task"].value_counts().to_dict() == dict.fromkeys(tasks, 3), "a limit is shared evenly over the tasks"
+    with pytest.raises(NotFoundError, match="Task 'none' does not exist"):
+        expert.prepare(full, TrainConfig(name="newcomer", tasks=["none"]))
+    with pytest.raises(ConfigError, match=f"Tasks {tasks[0]}: no questions in the split 'validation'; ingest some"):
+        expert.prepare(full, TrainConfig(name="newcomer", tasks=tasks[:1], split="validation"))
+
+
+def test_a_mixture_without_a_plan_teaches_its_gates_with_every_question(full: Store) -> None:
+    tasks = fetch_task_names(full)[:2]
+    settings = {"name": "duo", "experts": ["logic", "arith"], "mode": "token", "tasks": tasks}
+    inputs = moe.prepare(full, MoeConfig(**settings))
+    assert set(inputs["questions"]["task"]) == set(tasks) and inputs["questions"]["expert"].isna().all()
+    with pytest.raises(ConfigError, match="mode two-level needs a plan"):
+        parse_config(MoeConfig, settings | {"mode": "two-level"})
+
+
+def test_rows_of_a_data_selection(full: Store) -> None:
+    task = fetch_task_names(full)[0]
+    rows = [("selected", 0), ("similar", 1), ("selected", 2), ("leak", 3), ("shot", 0), ("shot", 1)]
+    for decision, position in rows:
+        full.cursor().execute(
+            "INSERT INTO selected_row (run_id, position, task, prompt, answer, score, nearest, decision) "
+            "VALUES ('chosen', ?, ?, ?, 'yes', 0.5, 'q', ?)",
+            [position, task, f"{decision} {position}", decision],
+        )
+    questions = expert.prepare(full, TrainConfig(name="newcomer", data="chosen"))["questions"]
+    assert questions["prompt"].tolist() == ["shot 0", "shot 1", "selected 0", "selected 2"]
+    assert questions["question_id"].is_unique and questions["task"].eq(task).all()
+    assert questions["template"].str.contains("{prompt}", regex=False).all()
+    with pytest.raises(NotFoundError, match="Data selection 'none' does not exist or chose no row"):
+        expert.prepare(full, TrainConfig(name="newcomer", data="none"))
+
+
+@pytest.mark.parametrize("given", [{}, {"plan": "first", "tasks": ["a"]}, {"tasks": ["a"], "data": "run"}])
+def test_exactly_one_source_is_named(given: dict) -> None:
+    with pytest.raises(ConfigError, match="one of plan, tasks and data"):
+        parse_config(TrainConfig, {"name": "newcomer"} | given)

@@ -31,7 +31,8 @@ _VECTORS: dict[str, tuple[str, Style]] = {
     "encoder": ("--encoder", "value"), "of": ("--of", "value"), "method": ("--method", "value"),
 }  # fmt: skip
 _TRAINING: dict[str, tuple[str, Style]] = {
-    "plan": ("--plan", "value"), "base": ("--base", "value"), "optim.steps": ("--steps", "value"),
+    "plan": ("--plan", "value"), "tasks": ("--task", "list"), "data": ("--data", "value"),
+    "base": ("--base", "value"), "optim.steps": ("--steps", "value"),
     "device": ("--device", "value"), "limit": ("--limit", "value"), "optim.seed": ("--seed", "value"),
 }  # fmt: skip
 _VERBS = {

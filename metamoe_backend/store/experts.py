@@ -8,6 +8,7 @@ import pandas as pd
 from metamoe_backend.errors import ConflictError, NotFoundError
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.events import record
+from metamoe_backend.store.questions import require_tasks
 from metamoe_backend.store.skills import fetch_labelling_skills
 
 
@@ -68,6 +69,41 @@ def fetch_training_questions(store: Store, plan: str, split: str) -> pd.DataFram
         ORDER BY question.task, position, question_id
         """,
         {"plan": plan, "split": split},
+    )
+
+
+def fetch_task_questions(store: Store, tasks: Sequence[str], split: str) -> pd.DataFrame:
+    """Questions of whole tasks in one split; `fetch_training_questions` columns without skill and expert.
+
+    Raises `NotFoundError` for an unknown task.
+    """
+    require_tasks(store, tasks)
+    return store.frame(
+        """
+        SELECT question_id, question.task, regime, template, prompt, choices, answer, explanation,
+            meta.text AS meta_question
+        FROM question JOIN task USING (task)
+        LEFT JOIN (SELECT question_id, text FROM current_meta_question
+                   QUALIFY row_number() OVER (PARTITION BY question_id ORDER BY method) = 1) AS meta USING (question_id)
+        WHERE list_contains($tasks, question.task) AND split = $split
+        ORDER BY question.task, position, question_id
+        """,
+        {"tasks": list(tasks), "split": split},
+    )
+
+
+def fetch_selected_questions(store: Store, run_id: str) -> pd.DataFrame:
+    """Rows that a data selection chose, its shots first: question_id, task (the target), template, prompt, answer,
+    meta_question (NULL). A row's id is made of the run and its place there: most rows are no question of a task.
+    """
+    return store.frame(
+        """
+        SELECT $run || ':' || decision || ':' || row.position AS question_id, row.task, template, prompt, answer,
+            NULL::VARCHAR AS meta_question
+        FROM selected_row AS row JOIN task ON task.task = row.task
+        WHERE row.run_id = $run AND decision IN ('shot', 'selected') ORDER BY decision <> 'shot', row.position
+        """,
+        {"run": run_id},
     )
 
 

@@ -1,4 +1,4 @@
-"""Stage "train": one LoRA adapter, for an expert's skills, or for all of a plan's skills together (mixed)."""
+"""Stage "train": one LoRA adapter, for an expert's questions, or for those of all experts together (mixed)."""
 
 import math
 import warnings
@@ -20,39 +20,28 @@ from metamoe_backend.stage import Context, Inputs
 from metamoe_backend.train.examples import Example, hold_back, make_examples, make_prompt
 from metamoe_backend.train.loop import run_training
 from metamoe_backend.train.sampling import balanced_sample, take_part
+from metamoe_backend.train.sources import describe_source, fetch_training_rows
 
 if TYPE_CHECKING:
     from torch import nn
 
     from metamoe_backend.store.connection import Store
 
-COLUMNS = ["question_id", "task", "template", "prompt", "answer", "skill", "expert"]
-
 
 def prepare(store: "Store", config: TrainConfig) -> Inputs:
     """The questions to train on, and the name the adapter will have.
 
-    `questions` has one row a question (columns COLUMNS); `target` one row with the column adapter; `start` is
+    `questions` has one row a question (columns `sources.COLUMNS`); `target` one row with the column adapter; `start` is
     rows.Adapter, one row where an adapter is trained further, else none. Raises `NotFoundError` for an unknown plan,
-    expert or adapter, `ConfigError` when there is nothing to train on or the adapter to start from has another shape.
+    task, data selection, expert or adapter, `ConfigError` when there is nothing to train on or the adapter to start
+    from has another shape.
     """
-    from metamoe_backend.store.experts import fetch_adapters, fetch_plan_entries, fetch_training_questions
+    from metamoe_backend.store.experts import fetch_adapters
 
-    experts = sorted(set(fetch_plan_entries(store, config.plan)["expert"]) - {BASE_EXPERT})
     if config.name == BASE_EXPERT:
         raise ConfigError("The name 'base' means no adapter, so it cannot be trained; name another expert.")
-    if config.kind == "expert" and config.name not in experts:
-        there = ", ".join(experts) or "none but base"
-        raise NotFoundError(f"Expert {config.name!r} is not in plan {config.plan!r} (it has: {there}).")
-    questions = fetch_training_questions(store, config.plan, config.split)
-    questions = questions[questions["expert"].isin([config.name] if config.kind == "expert" else experts)]
-    if questions.empty:
-        who = f"expert {config.name!r}" if config.kind == "expert" else "any expert"
-        raise ConfigError(
-            f"Plan {config.plan!r} has no questions for {who} in the split {config.split!r}; "
-            "label questions of that split, freeze the labelling and save the plan again, or choose another split."
-        )
-    part = take_part(questions[COLUMNS], config.part_from, config.part_to, config.optim.seed)
+    questions = _fetch_questions(store, config)
+    part = take_part(questions, config.part_from, config.part_to, config.optim.seed)
     if part.empty:
         raise ConfigError(
             f"No question lies between the shares {config.part_from} and {config.part_to} of the training questions; "
@@ -66,6 +55,28 @@ def prepare(store: "Store", config: TrainConfig) -> Inputs:
         "target": pd.DataFrame({"adapter": [find_free_name(config.name, fetch_taken_names(store))]}),
         "start": start,
     }
+
+
+def _fetch_questions(store: "Store", config: TrainConfig) -> pd.DataFrame:
+    """The questions that the adapter is to learn: of a plan, an expert's own (mixed: all experts'), else all."""
+    from metamoe_backend.store.experts import fetch_plan_entries
+
+    questions, who = fetch_training_rows(store, config), ""
+    if config.plan is not None:
+        experts = sorted(set(fetch_plan_entries(store, config.plan)["expert"]) - {BASE_EXPERT})
+        if config.kind == "expert" and config.name not in experts:
+            there = ", ".join(experts) or "none but base"
+            raise NotFoundError(f"Expert {config.name!r} is not in plan {config.plan!r} (it has: {there}).")
+        questions = questions[questions["expert"].isin([config.name] if config.kind == "expert" else experts)]
+        who = f" for expert {config.name!r}" if config.kind == "expert" else " for any expert"
+    if questions.empty:
+        remedy = "ingest some with `ingest … --split`, or choose another split"
+        if config.plan is not None:
+            remedy = (
+                "label questions of that split, freeze the labelling and save the plan again, or choose another split"
+            )
+        raise ConfigError(f"{describe_source(config)}: no questions{who} in the split {config.split!r}; {remedy}.")
+    return questions
 
 
 def _check_start(adapter: Any, config: TrainConfig) -> None:
@@ -109,7 +120,7 @@ def compute(inputs: Inputs, config: TrainConfig, context: Context) -> None:
     name = publish_adapter(context, inputs["target"]["adapter"].iloc[0], trained, config.base)
     emit_adapter(
         context, name, trained, config.base, source="trained", kind=config.kind, plan=config.plan,
-        skills=sorted(questions["skill"].unique()), trained_on=sorted(questions["task"].unique()),
+        skills=sorted(questions["skill"].dropna().unique()), trained_on=sorted(questions["task"].unique()),
         settings=config.model_dump_json(),
     )  # fmt: skip
     context.emit("metric", result.metrics)

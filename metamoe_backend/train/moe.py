@@ -19,6 +19,7 @@ from metamoe_backend.stage import Context, Inputs
 from metamoe_backend.train.examples import hold_back
 from metamoe_backend.train.expert import make_question_examples
 from metamoe_backend.train.sampling import balanced_sample
+from metamoe_backend.train.sources import describe_source, fetch_training_rows
 from metamoe_backend.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from metamoe_backend.store.connection import Store
     from metamoe_backend.train.loop import TrainingResult
 
-COLUMNS = ["question_id", "task", "template", "prompt", "answer", "skill", "expert", "meta_question"]
 TASK_LEVEL = ("task", "two-level")
 TOKEN_LEVEL = ("token", "two-level")
 
@@ -35,11 +35,12 @@ TOKEN_LEVEL = ("token", "two-level")
 def prepare(store: "Store", config: MoeConfig) -> Inputs:
     """The experts, the questions that teach the routers, and the vectors there are of them.
 
-    `questions` has the columns COLUMNS, `expert` being the member of the mixture (or `base`) that each should go to;
+    `questions` has the columns `sources.COLUMNS`, `expert` being the member of the mixture (or `base`) that each should
+    go to, NULL without a plan;
     `adapters` is rows.Adapter in gate order; `vectors` question_id, text_hash, vector; `target` the name the mixture
     will have. Raises `NotFoundError` for an unknown plan or expert, `ConfigError` when they do not go together.
     """
-    from metamoe_backend.store.experts import fetch_adapters, fetch_training_questions
+    from metamoe_backend.store.experts import fetch_adapters
     from metamoe_backend.store.maps import fetch_vectors
 
     if BASE_EXPERT in (config.name, *config.experts):
@@ -54,7 +55,7 @@ def prepare(store: "Store", config: MoeConfig) -> Inputs:
                 f"Expert {row.adapter!r} was made on the base model {row.base!r}, the mixture is to stand on "
                 f"{config.base!r}; choose experts of one base."
             )
-    questions = assign_experts(fetch_training_questions(store, config.plan, config.split)[COLUMNS], adapters, config)
+    questions = assign_experts(fetch_training_rows(store, config), adapters, config)
     _check_questions(questions, config)
     ids = questions["question_id"].tolist() if config.mode in TASK_LEVEL else []
     return {
@@ -70,7 +71,10 @@ def assign_experts(questions: pd.DataFrame, adapters: pd.DataFrame, config: MoeC
 
     A question goes to the adapter named by the plan; else (an expert trained again is called NAME-2) to the first
     adapter that was trained on its skill; skills planned to `base` stay `base` where the mixture may route there.
+    Without a plan nothing is said of where a question should go, and every one teaches the token gates.
     """
+    if config.plan is None:
+        return questions
     by_skill: dict[str, str] = {}
     for adapter, skills in zip(adapters["adapter"], adapters["skills"], strict=True):
         for skill in skills:
@@ -128,17 +132,17 @@ def _check_questions(questions: pd.DataFrame, config: MoeConfig) -> None:
         missing = [name for name in config.experts if name not in there]
         if missing:
             raise ConfigError(
-                f"Plan {config.plan!r} has no questions of the split {config.split!r} for {', '.join(missing)}, so "
+                f"{describe_source(config)}: no questions of the split {config.split!r} for {', '.join(missing)}, so "
                 "the task-level router cannot learn when to choose it; plan a skill for it, leave it out, or use mode "
                 "token."
             )
         if config.of == "meta-question" and questions["meta_question"].isna().any():
             count = int(questions["meta_question"].isna().sum())
             raise ConfigError(f"{count} questions of the plan have no meta-question; build them with `meta-questions`.")
-    if _learns(config) and not there & set(config.experts):
+    if _learns(config) and there <= {BASE_EXPERT}:
         raise ConfigError(
-            f"Plan {config.plan!r} has no questions of the split {config.split!r} for these experts, so nothing can be "
-            "trained; choose another plan or split, or train none."
+            f"{describe_source(config)}: no questions of the split {config.split!r} for these experts, so nothing can "
+            "be trained; choose other questions or another split, or train none."
         )
 
 

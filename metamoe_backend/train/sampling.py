@@ -52,6 +52,6 @@ def share_evenly(sizes: Sequence[int], total: int) -> list[int]:
 def _choose(ranked: pd.DataFrame, limit: int, by: list[str]) -> list[int]:
     if not by:
         return ranked.sort_values("_rank").index[:limit].tolist()
-    groups = [group for _, group in ranked.groupby(by[0], sort=True)]
+    groups = [group for _, group in ranked.groupby(by[0], sort=True, dropna=False)]
     shares = share_evenly([len(group) for group in groups], limit)
     return [row for group, share in zip(groups, shares, strict=True) for row in _choose(group, share, by[1:])]

@@ -36,13 +36,16 @@ def newest_plan(store: Store) -> str:
 def run_train(options: argparse.Namespace) -> Result:
     if options.kind == "moe":
         return run_moe(options)
-    values = given(options, "name", "plan", "base", "device", "limit") | {"kind": options.kind, "optim": {}}
+    values = given(options, "name", "plan", "tasks", "data", "base", "device", "limit") | {
+        "kind": options.kind,
+        "optim": {},
+    }
     values["optim"] = given(options, "steps", "seed")
     return _train(options, "train", values)
 
 
 def run_moe(options: argparse.Namespace) -> Result:
-    values = given(options, "name", "plan", "base", "device", "limit", "mode", "top_k")
+    values = given(options, "name", "plan", "tasks", "data", "base", "device", "limit", "mode", "top_k")
     experts = split_names(options.experts)
     optim = given(options, "steps", "seed")
     return _train(options, "moe", values | {"experts": experts} | ({"optim": optim} if optim else {}))
@@ -50,8 +53,10 @@ def run_moe(options: argparse.Namespace) -> Result:
 
 def _train(options: argparse.Namespace, stage: str, values: Result) -> Result:
     with open_store(options) as store:
-        values.setdefault("plan", newest_plan(store))
-        run = launch(store, stage, merge_settings(values, options.set), options.by)
+        values = merge_settings(values, options.set)
+        if not any(values.get(source) for source in ("plan", "tasks", "data")):
+            values["plan"] = newest_plan(store)
+        run = launch(store, stage, values, options.by)
     if options.wait:
         wait_for(run)
         take_in(options)

@@ -122,11 +122,12 @@ def run_activations(options: argparse.Namespace) -> Result:
         activations = fetch_activations(store, system, options.task)
         if activations.empty:
             raise NotFoundError(f"Mixture {system!r} has no activations (there are: {', '.join(mixtures['system'])}).")
-        plan = fetch_plan_entries(store, fetch_system_settings(store, system)["plan"])
+        plan = fetch_system_settings(store, system).get("plan")
+        entries = fetch_plan_entries(store, plan) if plan else pd.DataFrame({"skill": [], "expert": []})
     load = compute_load(activations)
     tables = {
         "layer_by_expert": compute_layer_use(activations),
-        "skill_by_expert": compute_skill_use(activations, plan),
+        "skill_by_expert": compute_skill_use(activations, entries),
         "load": load,
         "warnings": find_collapse(load),
     }
