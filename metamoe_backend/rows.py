@@ -4,7 +4,8 @@ Each table is fed by exactly one source, so that `rebuild` can make the database
 
     runs (Parquet parts named in a manifest)    task question rejected_row meta_question embedding map map_point
                                                 cluster suggestion labelling labelling_item adapter system metric
-                                                prediction activation token_activation route selected_row
+                                                prediction activation token_activation route counterfactual
+                                                selected_row
     the run folder itself                       run part
     events (what people did)                    cluster_move cluster_edit skill label rejection skill_constraint
                                                 meta_question_edit plan plan_entry review event
@@ -393,6 +394,9 @@ class Activation:
     weight: Annotated[float, "mean gate weight over the prompt's tokens"]
     share: Annotated[float, "share of tokens with a non-zero gate for it, over all experts chosen (sums to 1)"]
     tokens: Annotated[int, "prompt tokens counted"]
+    chosen: Annotated[
+        float | None, "top-k share: share of tokens for which it was among the chosen; NULL in older recordings"
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,6 +422,23 @@ class Route:
     question_id: Annotated[str, "question"]
     expert: Annotated[str, "expert, or base"]
     probability: Annotated[float, "0 to 1"]
+
+
+@dataclass(frozen=True, slots=True)
+class Counterfactual:
+    """What a mixture answers to one question when every token is sent to one expert."""
+
+    run_id: Annotated[str, "run that asked"]
+    system: Annotated[str, "mixture"]
+    question_id: Annotated[str, "question"]
+    expert: Annotated[str, "expert of every token, base (no adapter), or routed: as the mixture itself decides"]
+    regime: Annotated[str, "how it was scored"]
+    output: Annotated[str, "chosen option or generated text"]
+    choice: Annotated[int | None, "index of the chosen option"]
+    correct: Annotated[bool, "right or wrong"]
+    score: Annotated[float, "0 to 1; equals correct unless the regime gives part marks"]
+    logliks: Annotated[list[float] | None, "log-likelihood of each option, in nats"]
+    system_hash: Annotated[str, "hash of the mixture that answered"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -529,14 +550,15 @@ TABLES: dict[str, type] = {
     "skill_constraint": SkillConstraint, "suggestion": Suggestion, "labelling": Labelling,
     "labelling_item": LabellingItem, "plan": Plan, "plan_entry": PlanEntry, "adapter": Adapter, "system": System,
     "run": Run, "metric": Metric, "prediction": Prediction,
-    "activation": Activation, "token_activation": TokenActivation, "route": Route, "selected_row": SelectedRow,
+    "activation": Activation, "token_activation": TokenActivation, "route": Route,
+    "counterfactual": Counterfactual, "selected_row": SelectedRow,
     "review": Review, "event": Event, "part": Part,
 }  # fmt: skip
 
 RUN_TABLES = (
     "task", "question", "rejected_row", "meta_question", "embedding", "map", "map_point", "cluster", "suggestion",
     "labelling", "labelling_item", "adapter", "system", "metric", "prediction", "activation", "token_activation",
-    "route", "selected_row",
+    "route", "counterfactual", "selected_row",
 )  # fmt: skip
 """Tables that run manifests feed."""
 

@@ -45,6 +45,7 @@ def build_workspace(folder: Path, per_split: int = 30, seed: int = 0) -> Workspa
         _train(store)
         _select_data(store, questions, rng)
         _evaluate(store, questions, rng)
+        _force(store, questions)
         leave_review(store, "expert", "arith", "approve", "Clear gain on its own skill.", "advisor")
     return workspace
 
@@ -377,6 +378,22 @@ def _evaluate(store: Store, questions: pd.DataFrame, rng: np.random.Generator) -
     )  # fmt: skip
 
 
+def _force(store: Store, questions: pd.DataFrame) -> None:
+    """What each expert alone says to one question."""
+    question = questions[(questions["split"] == "test") & questions["choices"].isna()].iloc[0]
+    rows = [
+        {
+            "system": "moe", "question_id": question["question_id"], "expert": way, "regime": "exact",
+            "output": question["answer"] if way in ("routed", "arith") else "something else", "choice": None,
+            "correct": way in ("routed", "arith"), "score": float(way in ("routed", "arith")), "logliks": None,
+            "system_hash": _hash("moe"),
+        }
+        for way in ["routed", *EXPERTS, "base"]
+    ]  # fmt: skip
+    config = {"system": "moe", "questions": [question["question_id"]]}
+    _run(store, "force", "moe", config, counterfactual=pd.DataFrame(rows).astype({"choice": "Int64"}))
+
+
 def _gates(
     test: pd.DataFrame, skill_of: dict[str, str], own: dict[str, str], rng: np.random.Generator
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -389,7 +406,7 @@ def _gates(
             weight = rng.dirichlet(lean)
             for expert, value in zip(EXPERTS, weight, strict=True):
                 row = {"system": "moe", "question_id": question.question_id, "layer": layer, "expert": expert}
-                activation.append({**row, "site": "mlp", "weight": value, "share": value, "tokens": 20})
+                activation.append({**row, "site": "mlp", "weight": value, "share": value, "tokens": 20, "chosen": 1.0})
                 if number % 10 == 0:
                     words = question.prompt.split()
                     gates = rng.dirichlet(lean, len(words))[:, EXPERTS.index(expert)]

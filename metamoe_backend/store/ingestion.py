@@ -87,7 +87,8 @@ def _ingest_part(cursor: duckdb.DuckDBPyConnection, run_id: str, path: Path, par
             f"{path} is missing or differs from its manifest (cut short or changed); "
             f"move the folder of run {run_id} out of runs/ and start the run again."
         )
-    names = ", ".join(f'"{column.name}"' for column in columns(target))
+    written = _read_columns(path)
+    names = ", ".join(f'"{column.name}"' for column in columns(target) if column.name in written)
     conflict = "OR IGNORE " if target in _MERGED_TABLES else ""
     cursor.execute(
         f'INSERT {conflict}INTO "{target}" ({names}) SELECT {names} FROM read_parquet(?)',
@@ -96,6 +97,13 @@ def _ingest_part(cursor: duckdb.DuckDBPyConnection, run_id: str, path: Path, par
     cursor.execute(
         "INSERT INTO part VALUES (?, ?, ?, ?, ?)", [run_id, part["part"], target, part["rows"], part["sha256"]]
     )
+
+
+def _read_columns(path: Path) -> set[str]:
+    """Columns of a part. One written before a column existed lacks it: NULL then, refused where that may not be."""
+    import pyarrow.parquet
+
+    return set(pyarrow.parquet.read_schema(path).names)
 
 
 def _sha256(path: Path) -> str:

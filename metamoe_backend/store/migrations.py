@@ -212,6 +212,16 @@ def m006_data_selection(cursor: duckdb.DuckDBPyConnection) -> None:
     """)
 
 
+def m007_counterfactuals(cursor: duckdb.DuckDBPyConnection) -> None:
+    """What each expert alone would have answered; for how many tokens an expert was among the chosen."""
+    cursor.execute("""
+        ALTER TABLE activation ADD COLUMN chosen DOUBLE;
+        CREATE TABLE counterfactual (run_id VARCHAR NOT NULL, system VARCHAR NOT NULL, question_id VARCHAR NOT NULL,
+            expert VARCHAR NOT NULL, regime VARCHAR NOT NULL, output VARCHAR NOT NULL, choice BIGINT,
+            correct BOOLEAN NOT NULL, score DOUBLE NOT NULL, logliks FLOAT[], system_hash VARCHAR NOT NULL);
+    """)
+
+
 def _describe_columns(cursor: duckdb.DuckDBPyConnection) -> None:
     """Columns carry their meaning from rows.py as comments."""
     for table in TABLES:
@@ -227,6 +237,7 @@ MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (
     m004_clusters_as_people_see_them,
     m005_expert_selection,
     m006_data_selection,
+    m007_counterfactuals,
 )
 
 
