@@ -206,9 +206,9 @@ class MoeConfig(SourceSettings):
     device: Device = Field("auto", description="auto, cpu or cuda:N")
     mode: RoutingMode = Field(
         "two-level",
-        description="token: per token; task: per question; two-level: both; uniform: equal weights; loramoe: per token, "
-        "all experts; arrow: per token, nothing to train; xlora: per token, by a first pass without experts; phatgoose: "
-        "per token, by gates that each expert learns alone",
+        description="token: per token; task: per question; two-level: both; uniform: equal weights; loramoe: per "
+        "token, all experts; arrow: per token, nothing to train; xlora: per token, by a first pass without experts; "
+        "phatgoose: per token, by gates that each expert learns alone",
     )
     top_k: int = Field(2, ge=1, le=512, description="Experts chosen per token (uniform and loramoe use all)")
     temperature: float = Field(
@@ -220,8 +220,8 @@ class MoeConfig(SourceSettings):
     task_top_m: int | None = Field(None, ge=1, description="Two-level: mask experts below the m most probable ones")
     granularity: Granularity = Field(
         "block",
-        description="A token gate per layer, per block (self_attn, mlp) or per adapted module (slower, finer; arrow and "
-        "phatgoose always)",
+        description="A token gate per layer, per block (self_attn, mlp) or per adapted module (slower, finer; arrow "
+        "and phatgoose always)",
     )
     no_expert: bool = Field(
         True, description="Let the task-level router send a question to the bare base model (skills planned to 'base')"
@@ -272,6 +272,17 @@ class EvaluateConfig(StageConfig):
     seed: int = Field(0, ge=0, description="Seed of the few-shot examples and of the token sample")
 
 
+class ForceConfig(StageConfig):
+    """Let a mixture answer questions as routed, with every token sent to each expert in turn, and without any."""
+
+    system: str = Field(description="Mixture")
+    questions: list[str] = Field(min_length=1, max_length=1000, description="Questions, by id")
+    device: Device = Field("auto", description="auto, cpu or cuda:N")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of the base model")
+    batch_tokens: int = Field(4096, ge=64, description="Padded tokens per forward pass")
+    max_new_tokens: int = Field(24, ge=1, le=4096, description="Longest generated answer, in tokens")
+
+
 class ImportAdapterConfig(StageConfig):
     """Bring a LoRA adapter trained elsewhere into the bank."""
 
@@ -313,6 +324,49 @@ class SelectConfig(StageConfig):
                 f"shortlist is {self.shortlist} and experts {self.experts}: that makes more than {MOST_SUBSETS:,} sets "
                 "to compare; lower one of them"
             )
+        return self
+
+
+class SelectDataConfig(StageConfig):
+    """Choose rows of a pool that are like the K shots of a task and unlike each other (Sim-Div)."""
+
+    task: str = Field(description="Target task: what the chosen rows are to teach")
+    pool: str | None = Field(
+        None, min_length=1, description="A file to choose from, or hub:REPO[:CONFIG], or reasoning_gym:NAME"
+    )
+    tasks: list[str] = Field(
+        default_factory=list, description="Tasks whose train questions form the pool, instead of a file"
+    )
+    budget: int = Field(1000, ge=1, le=1_000_000, description="Rows to choose, beside the K shots")
+    k: int = Field(50, ge=1, le=10_000, description="Train questions of the target task that guide the choice")
+    tau: float = Field(
+        0.9, ge=0.0, le=1.0, description="Of two rows more similar than this, one is dropped; 1: none is"
+    )
+    consider: int = Field(
+        1000, ge=1, le=1_000_000, description="Best rows compared with each other; more where the budget needs them"
+    )
+    guard: Literal["all", "task"] = Field(
+        "all", description="Refuse held-out questions of all tasks, or of the target task only"
+    )
+    leak_ngrams: float = Field(
+        0.7, gt=0.0, le=1.01, description="Refuse rows with this share of a held-out question's 8-word sequences; 1.01: off"
+    )
+    leak_similarity: float = Field(
+        0.95, gt=0.0, le=1.01, description="Refuse rows with at least this cosine to a held-out question; 1.01: off"
+    )
+    encoder: str = Field(DEFAULT_ENCODER, description="minilm (English), e5 (Chinese and English) or a hub id")
+    limit: int | None = Field(None, ge=1, le=10_000_000, description="At most so many rows of the pool")
+    seed: int = Field(0, ge=0, description="Seed of the K shots, and of a generator")
+    mapping: dict[str, str] = Field(
+        default_factory=dict,
+        description="Column of the pool for each field: prompt, choices, answer, explanation, split",
+    )
+    keep_good: bool = Field(False, description="Keep the good rows even if some cannot be read")
+
+    @model_validator(mode="after")
+    def _one_pool(self) -> Self:
+        if bool(self.pool) == bool(self.tasks):
+            raise ValueError("pool: name either a file (pool) or tasks of the workspace (tasks) to choose from")
         return self
 
 

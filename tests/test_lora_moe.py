@@ -59,7 +59,8 @@ class Attached:
 
     def __init__(self, loaded, adapters, settings, routes=None, seed=0):
         self.mixture = attach_experts(loaded.model, adapters, settings)
-        self.mixture.draw_gate_weights(seed, size=1.0)
+        if settings.mode != "arrow":
+            self.mixture.draw_gate_weights(seed, size=1.0)
         self.mixture.set_routes(routes)
 
     def __enter__(self):
@@ -94,14 +95,14 @@ def run_loop(loaded, adapters, tokens, gate_weights, granularity, compute_gates)
         if not any(module in adapter.a for adapter in adapters):
             continue
         parent, _, child = module.rpartition(".")
-        site = parent if granularity == "block" else module
+        site = {"module": module, "block": parent, "layer": parent.rpartition(".")[0]}[granularity]
         seen: dict[str, torch.Tensor] = {}
-        if granularity == "block":
+        if granularity != "module":
 
             def remember(_module, args, kwargs, seen=seen):
                 seen["x"] = args[0] if args else kwargs["hidden_states"]
 
-            hooks.append(model.get_submodule(parent).register_forward_pre_hook(remember, with_kwargs=True))
+            hooks.append(model.get_submodule(site).register_forward_pre_hook(remember, with_kwargs=True))
 
         def gate(x, site=site):
             return compute_gates(x @ gate_weights[site].T)
@@ -118,7 +119,7 @@ def run_loop(loaded, adapters, tokens, gate_weights, granularity, compute_gates)
             hook.remove()
 
 
-@pytest.mark.parametrize("granularity", ["block", "module"])
+@pytest.mark.parametrize("granularity", ["layer", "block", "module"])
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_it_equals_a_plain_loop_over_experts(loaded, adapters, tokens, granularity, k):
     settings = GateSettings("token", k, granularity=granularity)
@@ -152,7 +153,7 @@ def run_peft(base_folder: Path, folder: Path, tokens: torch.Tensor) -> torch.Ten
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
-@pytest.mark.parametrize("mode", ["uniform", "token"])
+@pytest.mark.parametrize("mode", ["uniform", "token", "loramoe", "arrow", "xlora", "phatgoose"])
 def test_one_expert_equals_peft(loaded, base_folder, folders, adapters, tokens, index, mode):
     with Attached(loaded, [adapters[index]], GateSettings(mode)):
         wide = answer(loaded, tokens)
@@ -168,7 +169,7 @@ def test_rank_stabilised_lora_equals_peft(loaded, base_folder, tmp_path, tokens)
     torch.testing.assert_close(wide, run_peft(base_folder, folder, tokens), **EXACT)
 
 
-@pytest.mark.parametrize("mode", ["token", "uniform", "task", "two-level"])
+@pytest.mark.parametrize("mode", ["token", "uniform", "task", "two-level", "loramoe", "arrow", "xlora", "phatgoose"])
 def test_equal_experts_equal_one_of_them(loaded, adapters, tokens, mode):
     expert = adapters[1]
     routes = np.random.default_rng(1).dirichlet(np.ones(3), 4) if mode in ("task", "two-level") else None
@@ -215,11 +216,12 @@ def test_a_forced_expert_answers_alone(loaded, adapters, tokens, mode):
         assert torch.equal(answer(loaded, tokens), routed)
 
 
-@pytest.mark.parametrize("granularity", ["block", "module"])
-def test_detaching_restores_the_model_bit_for_bit(loaded, adapters, tokens, granularity):
+@pytest.mark.parametrize("mode", ["token", "xlora"])
+@pytest.mark.parametrize("granularity", ["layer", "block", "module"])
+def test_detaching_restores_the_model_bit_for_bit(loaded, adapters, tokens, granularity, mode):
     before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
     names, bare = [name for name, _ in loaded.model.named_modules()], answer(loaded, tokens)
-    with Attached(loaded, adapters, GateSettings("token", 2, granularity=granularity)):
+    with Attached(loaded, adapters, GateSettings(mode, 2, granularity=granularity)):
         assert any(isinstance(module, WideLora) for module in loaded.model.modules())
         with pytest.raises(ValueError, match="already carries experts"):
             attach_experts(loaded.model, adapters, GateSettings())
@@ -230,7 +232,7 @@ def test_detaching_restores_the_model_bit_for_bit(loaded, adapters, tokens, gran
     assert torch.equal(answer(loaded, tokens), bare)
 
 
-@pytest.mark.parametrize("mode", ["token", "two-level"])
+@pytest.mark.parametrize("mode", ["token", "two-level", "loramoe", "arrow", "phatgoose"])
 def test_generation_with_a_cache_equals_whole_passes(loaded, adapters, tokens, mode):
     routes = np.random.default_rng(2).dirichlet(np.ones(4), 4) if mode == "two-level" else None
     with Attached(loaded, adapters, GateSettings(mode, 2), routes) as mixture, mixture.record() as record:

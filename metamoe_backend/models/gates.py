@@ -1,15 +1,61 @@
 """Gates: pure functions from router scores to weights over experts. E experts; B questions; S tokens.
 
-Every gate sums to 1 over the experts (unit scale: experts act as strongly as they were trained to), except for a
-question sent to the bare base model, whose gates are all 0. Formulas: METHODS.md §2.
+A score is what a gate chooses by: `score_linear` is learnt, `score_arrow` and `score_phatgoose` compare a token with
+one direction per expert. Every gate sums to 1 over the experts (unit scale: experts act as strongly as they were
+trained to), except for a question sent to the bare base model, whose gates are all 0, and `own_sigmoid`, which only
+trains.
 """
 
 # This module is nothing but functions of tensors, and is imported inside functions only.
 import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
+from torch.nn import functional  # noqa: TID253
 
 SMALLEST_PROBABILITY = 1e-12
 """Keeps log p finite: an expert of probability 0 is improbable, not forbidden."""
+
+
+def score_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W_g; `x` [..., inputs], `weight` [E, inputs] -> [..., E], in float32."""
+    return functional.linear(x.float(), weight, bias)
+
+
+def score_arrow(x: Tensor, directions: Tensor) -> Tensor:
+    """|v_e . x| for the top right singular vector v_e of each expert's B_e A_e. (Arrow, arXiv 2405.11157)
+
+    `directions` [E, inputs], unit vectors, or 0 for an expert that does not adapt the module: its score is -inf.
+    """
+    return _only_those_there(functional.linear(x.float(), directions).abs(), directions)
+
+
+def score_phatgoose(x: Tensor, gates: Tensor) -> Tensor:
+    """Product of the standardised token and the standardised gate vector, over sqrt(inputs). (arXiv 2402.05859, eq. 3)
+
+    Standardised: mean 0 and standard deviation 1 over the `inputs`; so this is sqrt(inputs) times their correlation.
+    `gates` [E, inputs]; a gate vector of 0 (the expert is not at this module) scores -inf.
+    """
+    size = x.shape[-1]
+    own = functional.layer_norm(gates.float(), (size,), eps=1e-12)
+    scores = functional.linear(functional.layer_norm(x.float(), (size,), eps=1e-12), own) / size**0.5
+    return _only_those_there(scores, gates)
+
+
+def find_directions(a: Tensor, b: Tensor) -> Tensor:
+    """The top right singular vector of B A, up to its sign; `a` [rank, inputs], `b` [outputs, rank] -> [inputs].
+
+    With A^T = Q R, B A = (B R^T) Q^T, so it is Q times the top right singular vector of B R^T [outputs, rank]; B A is
+    never formed. A delta of 0 gives 0.
+    """
+    q, r = torch.linalg.qr(a.double().T)
+    inner = b.double() @ r.T
+    if not inner.any():
+        return torch.zeros(a.shape[1])
+    return (q @ torch.linalg.svd(inner, full_matrices=False).Vh[0]).float()
+
+
+def _only_those_there(scores: Tensor, directions: Tensor) -> Tensor:
+    absent = ~directions.any(dim=-1)
+    return scores.masked_fill(absent, -torch.inf) if absent.any() else scores
 
 
 def token_top_k(logits: Tensor, k: int) -> Tensor:
@@ -32,6 +78,20 @@ def hard(logits: Tensor) -> Tensor:
     soft = _safe_softmax(logits)
     one = torch.zeros_like(soft).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
     return one * (logits > -torch.inf) + (soft - soft.detach())
+
+
+def dense(logits: Tensor) -> Tensor:
+    """Softmax over all experts; any shape [..., E]. (LoRAMoE, arXiv 2312.09979)"""
+    return _safe_softmax(logits)
+
+
+def own_sigmoid(logits: Tensor, owners: Tensor) -> Tensor:
+    """sigmoid(score) for the expert that owns the question, 0 for the others; -> [B, S, E].
+
+    PHATGOOSE trains each expert's gate alone, on the expert's own data; gates share no parameter, so those of all
+    experts learn side by side just the same. `logits` [B, S, E]; `owners` [B, E] is 1 for the owner, else 0.
+    """
+    return logits.sigmoid() * owners.unsqueeze(1)
 
 
 def two_level(logits: Tensor, log_prior: Tensor, strength: float, k: int, mask: Tensor | None = None) -> Tensor:
@@ -91,6 +151,21 @@ def balance_loss(logits: Tensor, gates: Tensor, counted: Tensor) -> Tensor:
     chosen = ((gates > 0) * weight).sum(dim=(0, 1)) / tokens
     probable = (logits.softmax(dim=-1) * weight).sum(dim=(0, 1)) / tokens
     return logits.shape[-1] * (chosen.detach() * probable).sum()
+
+
+def localised_balance_loss(gates: Tensor, counted: Tensor, owners: Tensor | None, delta: float) -> Tensor:
+    """Localised balance of one site (LoRAMoE, arXiv 2312.09979, eq. 6-8): Var(Z) / Mean(Z)^2; scalar.
+
+    Z[b, e] = importance of expert e in question b (its gates, summed over the tokens that count), times 1 + delta where
+    the question is of the expert's kind and 1 - delta where it is not: within a kind the load is evened out, between
+    kinds it is not. The paper prints Var / Mean; with the mean squared (the squared coefficient of variation, as in
+    Shazeer et al. 2017) the loss does not depend on the questions' lengths.
+    `gates` [B, S, E]; `counted` [B, S]; `owners` [B, E], 1 for the experts of the question's kind; None: no kinds.
+    """
+    importance = (gates * counted.to(gates.dtype).unsqueeze(-1)).sum(dim=1)
+    if owners is not None:
+        importance = importance * (1 + delta * (2 * owners - 1))
+    return importance.var(unbiased=False) / importance.mean().square().clamp_min(1e-12)
 
 
 def _safe_softmax(logits: Tensor) -> Tensor:

@@ -2,14 +2,14 @@
 
 y = W x + sum_e g_e(x) scale_e B_e A_e x, computed as one LoRA of rank R = sum of the experts' ranks: the A's one under
 the other, the B's side by side, and the R hidden channels multiplied by their expert's gate times its scale. Exact for
-any ranks; an expert that does not adapt a module has no channels there. Gates sit at sites: one per block (self_attn,
-mlp; the gate reads the block's input, all its modules share the gate) or one per adapted module.
+any ranks; an expert that does not adapt a module has no channels there. Gates sit at sites: one per transformer layer,
+one per block (self_attn, mlp) or one per adapted module; a gate reads its site's input, all modules within share it.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
@@ -18,24 +18,38 @@ import torch  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
 from torch.nn import functional  # noqa: TID253
 
+from metamoe_backend.config import (
+    LEARNT_GATE_MODES,
+    PER_MODULE_MODES,
+    TASK_LEVEL_MODES,
+    TOKEN_LEVEL_MODES,
+    Granularity,
+    RoutingMode,
+)
 from metamoe_backend.models import gates
 from metamoe_backend.models.adapters import AdapterWeights, check_fit, find_layer
-
-Mode = Literal["token", "task", "two-level", "uniform"]
-Granularity = Literal["block", "module"]
-TASK_LEVEL_MODES = ("task", "two-level")
-TOKEN_LEVEL_MODES = ("token", "two-level")
 
 
 @dataclass(frozen=True)
 class GateSettings:
     """How gates are computed; the fields mean what they mean in `MoeConfig`."""
 
-    mode: Mode = "uniform"
+    mode: RoutingMode = "uniform"
     top_k: int = 1
     prior_strength: float = 1.0
     task_top_m: int | None = None
     granularity: Granularity = "block"
+    temperature: float = 1.0
+
+    @classmethod
+    def of(cls, source: Any) -> "GateSettings":
+        """The settings of a `MoeConfig` or of a mixture's moe.json."""
+        return cls(**{setting.name: getattr(source, setting.name) for setting in fields(cls)})
+
+    @property
+    def places(self) -> Granularity:
+        """Where gates sit: some modes compare a token with each module's own directions."""
+        return "module" if self.mode in PER_MODULE_MODES else self.granularity
 
 
 @dataclass
@@ -44,7 +58,7 @@ class GateRecord:
 
     layers: list[int]
     sites: list[str]
-    """Module the gate sits at, within its layer: `mlp`, `self_attn`, or `mlp.up_proj` …"""
+    """Module the gate sits at, within its layer: `mlp`, `self_attn`, `mlp.up_proj` …, or `layer` for all of it."""
     experts: list[str]
     parts: list[list[Tensor]] = field(repr=False)
     """Per site, one tensor [B, S, E] per forward pass."""
@@ -68,6 +82,13 @@ class Routing:
         self.live: Tensor | None = None
         self.forced: Tensor | None = None
         """Gates that stand instead of everything else, [1, 1, E] (see `Mixture.force`)."""
+        self.owners: Tensor | None = None
+        """1 for the experts that each question belongs to, else 0, [B, E]: some gates learn by it."""
+        self.learning = False
+        self.silent = False
+        """True during X-LoRA's first pass, in which the bare base model reads."""
+        self.state: Tensor | None = None
+        """What that pass made of every token, [B, S, hidden]."""
         if settings.mode == "uniform":
             self.fixed = gates.uniform(experts).to(device)
 
@@ -93,6 +114,10 @@ class Routing:
         if self.settings.task_top_m is not None:
             self.mask = gates.top_m_mask(probabilities, self.settings.task_top_m)
 
+    def set_owners(self, owners: np.ndarray | Tensor | None) -> None:
+        """Which experts the questions of the next forward passes belong to, [B, E] of 0 and 1; None: not known."""
+        self.owners = None if owners is None else torch.as_tensor(owners, dtype=torch.float32, device=self.device)
+
     def compute_gates(self, logits: Tensor | None, rows: int) -> Tensor:
         """Gates of one site, [B, S, E] or broadcastable to it, from its token scores `logits` [B, S, E]."""
         if self.forced is not None:
@@ -106,34 +131,61 @@ class Routing:
         if self.fixed is not None:
             return self.fixed
         assert logits is not None
-        if settings.mode == "token":
-            return gates.token_top_k(logits, settings.top_k)
+        if settings.mode == "phatgoose" and self.learning:
+            if self.owners is None:
+                raise ValueError("The gates of phatgoose learn from each expert's own questions; call set_owners.")
+            return gates.own_sigmoid(logits, self.owners)
+        if settings.mode == "loramoe":
+            return gates.dense(logits)
+        if settings.mode != "two-level":
+            return gates.token_top_k(logits / settings.temperature, settings.top_k)
         assert self.log_prior is not None and self.live is not None
         found = gates.two_level(logits, self.log_prior, settings.prior_strength, settings.top_k, self.mask)
         return found * self.live[:, None, None]
 
 
 class GateSite(nn.Module):
-    """Computes the gates that the wide LoRAs under one host module use: x W_g by a bias-free linear, in float32."""
+    """Computes the gates that the wide LoRAs under one host module use, in float32."""
 
     def __init__(self, name: str, routing: Routing, inputs: int, device: torch.device) -> None:
         super().__init__()
         self.name, self.routing = name, routing
         self.weight: nn.Parameter | None = None
-        if routing.settings.mode in TOKEN_LEVEL_MODES:
+        """[E, inputs]: W_g, or one direction per expert."""
+        self.bias: nn.Parameter | None = None
+        """[E], for X-LoRA's classifier only."""
+        mode = routing.settings.mode
+        if mode in TOKEN_LEVEL_MODES:
             self.weight = nn.Parameter(torch.zeros(routing.experts, inputs, device=device), requires_grad=False)
+        if mode == "xlora":
+            self.bias = nn.Parameter(torch.zeros(routing.experts, device=device), requires_grad=False)
         self.gates: Tensor | None = None
         self.logits: Tensor | None = None
         self.parts: list[Tensor] | None = None
 
     def read_input(self, _host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the host: its first input [B, S, inputs] decides the gates."""
+        if self.routing.silent:
+            return
         x: Tensor = args[0] if args else kwargs["hidden_states"]
-        self.logits = None if self.weight is None else functional.linear(x.float(), self.weight)
+        self.logits = None if self.weight is None else self._score(x, self.weight)
         self.gates = self.routing.compute_gates(self.logits, x.shape[0])
         if self.parts is not None:
             shape = (x.shape[0], x.shape[1], self.routing.experts)
             self.parts.append(self.gates.detach().float().expand(shape))
+
+    def _score(self, x: Tensor, weight: Tensor) -> Tensor:
+        """[B, S, E]: what the experts are chosen by."""
+        routing = self.routing
+        if routing.settings.mode == "arrow":
+            return gates.score_arrow(x, weight)
+        if routing.settings.mode == "phatgoose" and not routing.learning:
+            return gates.score_phatgoose(x, weight)
+        if routing.settings.mode == "xlora":
+            if routing.state is None:  # forced: the first pass was left out
+                return torch.zeros(*x.shape[:2], routing.experts, device=x.device)
+            return gates.score_linear(routing.state, weight, self.bias)
+        return gates.score_linear(x, weight)
 
 
 class WideLora(nn.Module):
@@ -174,7 +226,10 @@ class WideLora(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         site = self._site[0]
-        assert site is not None and site.gates is not None
+        assert site is not None
+        if site.routing.silent:
+            return self.linear(x)
+        assert site.gates is not None
         hidden = functional.linear(x.to(self.a.dtype), self.a)
         hidden = hidden * (site.gates @ self.spread).to(hidden.dtype)
         y = self.linear(x)
@@ -196,6 +251,34 @@ class Mixture:
     def set_routes(self, routes: np.ndarray | Tensor | None) -> None:
         """Task-level probabilities, one row per row of the next forward passes' batch (see `Routing.set`)."""
         self.routing.set(routes)
+
+    def set_owners(self, owners: np.ndarray | Tensor | None) -> None:
+        """Which experts the questions of the next forward passes belong to (see `Routing.set_owners`)."""
+        self.routing.set_owners(owners)
+
+    def read_first(self, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of the model, for X-LoRA: the bare base model reads everything before the experts do.
+
+        Raises `ValueError` with a filled key-value cache: the tokens in it cannot be read a first time again.
+        """
+        routing = self.routing
+        routing.state = None
+        if routing.forced is not None:
+            return
+        cache = kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length() > 0:
+            raise ValueError("A mixture of mode xlora reads everything twice; call it with use_cache=False.")
+        names = ("input_ids", "attention_mask", "position_ids", "inputs_embeds")
+        inputs = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        if args:
+            inputs["input_ids"] = args[0]
+        decoder: Any = getattr(self.model, str(self.model.base_model_prefix))
+        routing.silent = True
+        try:
+            with torch.no_grad():
+                routing.state = decoder(**inputs, use_cache=False).last_hidden_state.float()
+        finally:
+            routing.silent = False
 
     @contextmanager
     def force(self, expert: int | None) -> Iterator[None]:
@@ -224,18 +307,33 @@ class Mixture:
                 site.parts = None
 
     def get_gate_weights(self) -> dict[str, Tensor]:
-        """Site name to W_g [E, inputs]; empty where no token level is."""
-        return {site.name: site.weight.detach() for site in self.sites if site.weight is not None}
+        """Site name to W_g or directions [E, inputs], X-LoRA's with the bias as last column [E, hidden + 1].
+
+        Empty where no token level is.
+        """
+        return {site.name: _join(site).detach() for site in self.sites if site.weight is not None}
 
     def set_gate_weights(self, weights: dict[str, Tensor]) -> None:
         """Take over saved gate weights; raises `ValueError` when sites or shapes differ."""
-        own = {site.name: site.weight for site in self.sites if site.weight is not None}
+        own = {site.name: site for site in self.sites if site.weight is not None}
         if set(own) != set(weights):
             raise ValueError(f"gate sites differ: {sorted(set(own) ^ set(weights))[:4]}")
-        for name, weight in own.items():
-            if weight.shape != weights[name].shape:
-                raise ValueError(f"gate {name} is {tuple(weights[name].shape)}, {tuple(weight.shape)} is needed")
-            weight.data.copy_(weights[name])
+        for name, site in own.items():
+            shape, found = tuple(_join(site).shape), tuple(weights[name].shape)
+            if shape != found:
+                raise ValueError(f"gate {name} is {found}, {shape} is needed")
+            assert site.weight is not None
+            site.weight.data.copy_(weights[name][:, : site.weight.shape[1]])
+            if site.bias is not None:
+                site.bias.data.copy_(weights[name][:, -1])
+
+    def point_at_experts(self) -> None:
+        """Let each expert's gate be the direction its change answers to most (mode arrow): nothing to learn."""
+        for site in self.sites:
+            assert site.weight is not None
+            for index, adapter in enumerate(self.adapters):
+                if site.name in adapter.a:
+                    site.weight.data[index] = gates.find_directions(adapter.a[site.name], adapter.b[site.name])
 
     def draw_gate_weights(self, seed: int, size: float = 0.02) -> None:
         """Small random gate weights (normal, standard deviation `size`), so that untrained experts share the tokens."""
@@ -247,7 +345,9 @@ class Mixture:
 
     def unfreeze(self, experts: bool) -> list[nn.Parameter]:
         """Let the gates learn, and with `experts` the LoRAs too (then in float32); returns what learns."""
-        learning = [site.weight for site in self.sites if site.weight is not None]
+        learnt = self.sites if self.settings.mode in LEARNT_GATE_MODES else []
+        learning = [part for site in learnt for part in (site.weight, site.bias) if part is not None]
+        self.routing.learning = True
         if experts:
             for lora in self.loras.values():
                 lora.a.data, lora.b.data = lora.a.data.float(), lora.b.data.float()
@@ -257,9 +357,10 @@ class Mixture:
         return learning
 
     def compute_balance_loss(self, real: Tensor) -> Tensor:
-        """Mean over sites of `gates.balance_loss` for the last forward pass; `real` [B, S] is true but on padding.
+        """Mean over sites of the mode's balance loss for the last forward pass; `real` [B, S] is true but on padding.
 
-        Tokens of questions that went to the bare base model do not count.
+        LoRAMoE's is `gates.localised_balance_loss` (by `set_owners`), all others' `gates.balance_loss`. Tokens of
+        questions that went to the bare base model do not count.
         """
         counted = real.bool()
         if self.routing.live is not None:
@@ -267,7 +368,10 @@ class Mixture:
         losses = []
         for site in self.sites:
             assert site.logits is not None and site.gates is not None
-            losses.append(gates.balance_loss(site.logits, site.gates, counted))
+            if self.settings.mode == "loramoe":
+                losses.append(gates.localised_balance_loss(site.gates, counted, self.routing.owners, OWN_KIND))
+            else:
+                losses.append(gates.balance_loss(site.logits, site.gates, counted))
         return torch.stack(losses).mean()
 
     def get_expert(self, index: int, dtype: torch.dtype) -> AdapterWeights:
@@ -288,17 +392,21 @@ class Mixture:
             parent, child = _split(module)
             setattr(self.model.get_submodule(parent), child, lora.linear)
         for site in self.sites:
-            if self.settings.granularity == "block" and find_layer(site.name) >= 0:
-                delattr(self.model.get_submodule(site.name), GATE_NAME)
+            host = self.model.get_submodule(site.name)
+            if hasattr(host, GATE_NAME):  # a wide LoRA that was a host itself is gone already
+                delattr(host, GATE_NAME)
         self._hooks, self.sites, self.loras = [], [], {}
 
 
 GATE_NAME = "expert_gate"
 """Name of the gate's submodule in its host."""
+OWN_KIND = 0.1
+"""delta of the localised balance loss, as in LoRAMoE's experiments."""
 
 
 def attach_experts(model: nn.Module, adapters: Sequence[AdapterWeights], settings: GateSettings) -> Mixture:
-    """Wrap the adapted linear modules of `model` in place; gate weights start at 0 (see `draw_gate_weights`).
+    """Wrap the adapted linear modules of `model` in place; gate weights start at 0 (see `draw_gate_weights`), those of
+    mode arrow where the experts put them.
 
     Raises `InputError` when an adapter does not fit the model, `ValueError` when experts are attached already.
     """
@@ -319,14 +427,33 @@ def attach_experts(model: nn.Module, adapters: Sequence[AdapterWeights], setting
         lora = WideLora(linear, module, adapters, None)
         setattr(model.get_submodule(parent), child, lora)
         mixture.loras[module] = lora
-        own = settings.granularity == "module" or find_layer(module) < 0
-        host_name = module if own else parent
+        host_name = _find_host(module, settings.places)
         if host_name not in hosts:
-            inputs = linear.in_features if own else config.hidden_size
-            hosts[host_name] = _add_site(mixture, host_name, inputs)
+            own = host_name == module and settings.mode != "xlora"
+            hosts[host_name] = _add_site(mixture, host_name, linear.in_features if own else config.hidden_size)
         lora.set_site(hosts[host_name])
     mixture.sites = list(hosts.values())
+    if settings.mode == "xlora":
+        mixture._hooks.append(model.register_forward_pre_hook(mixture.read_first, with_kwargs=True))
+    if settings.mode == "arrow":
+        mixture.point_at_experts()
     return mixture
+
+
+def _find_host(module: str, places: Granularity) -> str:
+    """The module at whose input the gate of an adapted module sits; one outside the layers has a gate of its own."""
+    if places == "module" or find_layer(module) < 0:
+        return module
+    if places == "block":
+        return _split(module)[0]
+    parts = module.split(".")
+    return ".".join(parts[: next(place for place, part in enumerate(parts) if part.isdigit()) + 1])
+
+
+def _join(site: GateSite) -> Tensor:
+    """A site's weight, with its bias as last column where it has one."""
+    assert site.weight is not None
+    return site.weight if site.bias is None else torch.cat([site.weight, site.bias[:, None]], dim=1)
 
 
 def _add_site(mixture: Mixture, name: str, inputs: Any) -> GateSite:
@@ -346,4 +473,4 @@ def _split(module: str) -> tuple[str, str]:
 def _name_in_layer(name: str) -> str:
     parts = name.split(".")
     index = next((place for place, part in enumerate(parts) if part.isdigit()), -1)
-    return ".".join(parts[index + 1 :])
+    return ".".join(parts[index + 1 :]) or "layer"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from metamoe_backend.config import Name
+from metamoe_backend.config import Granularity, Name, RoutingMode
 from metamoe_backend.errors import StorageError
 from metamoe_backend.models.adapters import AdapterWeights, hash_adapter, read_adapter, write_adapter
 from metamoe_backend.models.routers import TaskRouter
@@ -48,11 +48,12 @@ class MixtureSpec(BaseModel):
     version: Literal[1] = 1
     base: str
     experts: list[ExpertEntry] = Field(min_length=1)
-    mode: Literal["token", "task", "two-level", "uniform"]
+    mode: RoutingMode
     top_k: int = Field(ge=1)
     prior_strength: float = Field(ge=0)
     task_top_m: int | None = Field(None, ge=1)
-    granularity: Literal["block", "module"] = "block"
+    granularity: Granularity = "block"
+    temperature: float = Field(1.0, gt=0)
     sites: list[str] = []
     """Modules whose input the token gates read, in the model's order; empty without a token level."""
     routes: list[str] = []
@@ -69,7 +70,7 @@ class SavedMixture:
     folder: Path
     spec: MixtureSpec
     gate_weights: "dict[str, torch.Tensor]"
-    """Site name to W_g [E, inputs], float32."""
+    """Site name to gate weights (see `Mixture.get_gate_weights`), float32."""
     task_router: TaskRouter | None
     sha256: str
 

@@ -120,7 +120,7 @@ def attach_saved(loaded: LoadedBase, saved: SavedMixture, workspace_root: Path) 
     from metamoe_backend.models.lora_moe import GateSettings, attach_experts
 
     spec = saved.spec
-    settings = GateSettings(spec.mode, spec.top_k, spec.prior_strength, spec.task_top_m, spec.granularity)
+    settings = GateSettings.of(spec)
     mixture = attach_experts(loaded.model, read_experts(saved, workspace_root, loaded.model), settings)
     try:
         mixture.set_gate_weights(saved.gate_weights)
