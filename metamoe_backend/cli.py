@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from metamoe_backend.errors import MetaMoEError
 
 Verb = Callable[[argparse.Namespace], dict[str, Any]]
-VERB_GROUPS = ("data", "skills", "experts", "results", "workspace")
+VERB_GROUPS = ("data", "skills", "experts", "data_selection", "results", "routing", "workspace")
 """Modules of `metamoe_backend.verbs`; a verb is the function run_NAME of one of them."""
 
 
@@ -263,6 +263,25 @@ def _add_expert_verbs(add: Add) -> None:
     imported.add_argument("--trained-on", nargs="+", default=[], metavar="TASK")
     _add_by(imported)
 
+    data = add("select-data", "Choose training rows like the K shots of a task, unlike each other, and no leaks.")
+    data.add_argument("--task", required=True, help="target task: what the rows are to teach")
+    data.add_argument("--pool", metavar="FILE", help="a file to choose from, hub:REPO[:CONFIG] or reasoning_gym:NAME")
+    data.add_argument(
+        "--pool-task", action="append", default=[], metavar="TASK", help="choose from this task's train questions"
+    )
+    data.add_argument("--budget", type=int, metavar="N", help="rows to choose, beside the K shots")
+    data.add_argument("--tau", type=float, help="of two rows more similar than this, one is dropped; 1: none is")
+    data.add_argument("--k", type=int, help="train questions of the task that guide the choice")
+    data.add_argument("--encoder", help="minilm (English), e5 (Chinese and English) or a hub id")
+    data.add_argument("--limit", type=int, help="at most so many rows of the pool")
+    data.add_argument("--seed", type=int, help="seed of the K shots, and of a generator")
+    data.add_argument(
+        "--map", nargs="+", default=[], metavar="FIELD=COLUMN", help="fields: prompt choices answer explanation split"
+    )
+    data.add_argument("--keep-good", action="store_true", help="keep the good rows even if some cannot be read")
+    data.add_argument("--out", metavar="CSV", help="write each row with its decision and reason here")
+    _add_set(data)
+
     train = add("train", "Train an expert, the mixed-data baseline, or a mixture.")
     kinds = train.add_subparsers(dest="kind", required=True, metavar="expert|mixed|moe")
     common = argparse.ArgumentParser(add_help=False)
@@ -299,6 +318,11 @@ def _add_result_verbs(add: Add) -> None:
     activations = add("activations", "How much each expert of a mixture is used, by layer and by skill.")
     activations.add_argument("--system", help="mixture (default: the newest evaluated)")
     activations.add_argument("--task", nargs="+", action="extend", default=[])
+    force = add("force", "What a mixture answers with every token sent to one expert, for each, beside as routed.")
+    force.add_argument("--system", required=True, help="mixture")
+    force.add_argument("--question", nargs="+", action="extend", required=True, metavar="ID")
+    force.add_argument("--device")
+    _add_set(force)
     sql = add("sql", "Run one SELECT on a read-only copy of the database.")
     sql.add_argument("statement")
     sql.add_argument("--limit", type=int, default=1000, help="at most so many rows")

@@ -33,6 +33,8 @@ TASK_LEVEL_MODES = ("task", "two-level")
 LEARNT_GATE_MODES = ("token", "two-level", "loramoe", "xlora", "phatgoose")
 """Modes whose token gates learn by gradients."""
 TOKEN_LEVEL_MODES = (*LEARNT_GATE_MODES, "arrow")
+OWNER_MODES = ("loramoe", "phatgoose")
+"""Modes that learn from which expert each question belongs to."""
 PER_MODULE_MODES = ("arrow", "phatgoose")
 """Modes that compare a token with each module's own directions: gates sit at every adapted module."""
 Granularity = Literal["layer", "block", "module"]
@@ -197,11 +199,36 @@ class TrainConfig(SourceSettings):
         return self
 
 
+class SequenceConfig(StageConfig):
+    """Train one LoRA adapter task after task, and keep it after each: forgetting in its classical sense."""
+
+    name: Name = Field(description="Name of the sequence; its steps are called NAME-1, NAME-2 and so on")
+    plan: str | None = Field(None, description="Plan whose experts are learnt one after the other; empty: whole tasks")
+    order: list[str] = Field(
+        min_length=2, max_length=64, description="What is learnt, in order: experts of the plan, or tasks without one"
+    )
+    replay: float = Field(
+        0.0, ge=0, le=1, description="Share of each earlier step's questions that every later step reads again"
+    )
+    base: str = Field(DEFAULT_BASE, description="Base model: smollm2-135m, a local folder or a hub id")
+    device: Device = Field("auto", description="auto, cpu or cuda:N")
+    split: Literal["train", "validation", "test"] = Field("train", description="Split the questions come from")
+    limit: int | None = Field(None, ge=1, description="At most so many questions per step, replay not counted")
+    lora: LoraSettings = Field(default_factory=LoraSettings)
+    optim: OptimSettings = Field(default_factory=OptimSettings)
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if len(set(self.order)) != len(self.order):
+            raise ValueError("order: a name stands twice; name each expert or task once")
+        return self
+
+
 class MoeConfig(SourceSettings):
     """Join experts in a mixture with a task-level and a token-level router."""
 
     name: Name = Field(description="Name of the mixture")
-    experts: list[str] = Field(min_length=1, max_length=512, description="Experts, in gate order")
+    experts: list[Name] = Field(min_length=1, max_length=512, description="Experts, in gate order")
     base: str = Field(DEFAULT_BASE, description="Base model: smollm2-135m, a local folder or a hub id")
     device: Device = Field("auto", description="auto, cpu or cuda:N")
     mode: RoutingMode = Field(
@@ -229,6 +256,10 @@ class MoeConfig(SourceSettings):
     encoder: str = Field(DEFAULT_ENCODER, description="Encoder that the task-level router reads")
     of: Of = Field("question", description="What the task-level router reads")
     train: Literal["none", "router", "router+experts"] = Field("router", description="What learns")
+    from_scratch: bool = Field(
+        False, description="Fresh experts of these names instead of the bank's; needs train router+experts"
+    )
+    lora: LoraSettings = Field(default_factory=LoraSettings)
     balance: float = Field(
         0.0, ge=0, le=1, description="Weight of the balance loss (Mixtral: 0.01; loramoe: the localised one)"
     )
@@ -246,8 +277,18 @@ class MoeConfig(SourceSettings):
         return self
 
     @model_validator(mode="after")
+    def _what_learns_fits_the_mode(self) -> Self:
+        if self.from_scratch and self.train != "router+experts":
+            raise ValueError("from_scratch: fresh experts know nothing yet; let train be router+experts")
+        if self.mode == "arrow" and self.train == "router+experts":
+            raise ValueError("mode arrow routes by what the experts are, so they cannot change; let train be none")
+        if self.mode == "phatgoose" and self.train != "router":
+            raise ValueError("mode phatgoose teaches each finished expert a gate; let train be router")
+        return self
+
+    @model_validator(mode="after")
     def _task_level_needs_a_plan(self) -> Self:
-        if self.mode in ("task", "two-level") and self.plan is None:
+        if self.mode in TASK_LEVEL_MODES and self.plan is None:
             raise ValueError(
                 f"mode {self.mode} needs a plan, from which the task-level router learns the expert of each question; "
                 "name a plan or choose another mode"
@@ -349,7 +390,10 @@ class SelectDataConfig(StageConfig):
         "all", description="Refuse held-out questions of all tasks, or of the target task only"
     )
     leak_ngrams: float = Field(
-        0.7, gt=0.0, le=1.01, description="Refuse rows with this share of a held-out question's 8-word sequences; 1.01: off"
+        0.7,
+        gt=0.0,
+        le=1.01,
+        description="Refuse rows with this share of a held-out question's 8-word sequences; 1.01: off",
     )
     leak_similarity: float = Field(
         0.95, gt=0.0, le=1.01, description="Refuse rows with at least this cosine to a held-out question; 1.01: off"

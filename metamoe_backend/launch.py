@@ -52,7 +52,8 @@ def launch(store: Store, stage: str, values: dict[str, Any], by: str) -> RunFold
 def _create(store: Store, stage: str, values: dict[str, Any], by: str) -> RunFolder:
     if stage not in STAGES:
         raise NotFoundError(f"There is no stage {stage!r} (there are: {', '.join(STAGES)}).")
-    config: StageConfig = parse_config(STAGES[stage].config, _with_absolute_path(values, "base"))
+    values = _with_absolute_path(_with_absolute_path(values, "base"), "pool")
+    config: StageConfig = parse_config(STAGES[stage].config, values)
     inputs = STAGES[stage].prepare(store, config)
     return create_run(store.workspace, stage, run_name(stage, config), config.model_dump(mode="json"), by, inputs)
 
@@ -70,7 +71,7 @@ def _with_absolute_path(values: dict[str, Any], field: str) -> dict[str, Any]:
 
 def run_name(stage: str, config: StageConfig) -> str:
     """What a run is called in lists: the thing it makes, else what it works on."""
-    for field in ("name", "labelling", "task", "source", "encoder", "method"):
+    for field in ("name", "system", "labelling", "task", "source", "encoder", "method"):
         value = getattr(config, field, None)
         if value:
             return str(value)

@@ -1,7 +1,7 @@
 """The pipeline, top to bottom: each stage, what it reads, what it writes.
 
     ingest -> meta-questions -> embed -> cluster -> (people label) -> suggest -> freeze -> (people plan)
-           -> import | train -> select -> moe -> evaluate -> (people review)
+           -> import | train -> select, select-data -> moe -> evaluate | force -> (people review)
 
 People's acts (skills, labels, edits, plans, reviews) are events, not stages: see `store.events`.
 Modules are imported when a stage runs, so that listing the stages costs nothing.
@@ -14,12 +14,15 @@ from metamoe_backend.config import (
     ClusterConfig,
     EmbedConfig,
     EvaluateConfig,
+    ForceConfig,
     FreezeConfig,
     ImportAdapterConfig,
     IngestConfig,
     MetaQuestionConfig,
     MoeConfig,
     SelectConfig,
+    SelectDataConfig,
+    SequenceConfig,
     StageConfig,
     SuggestConfig,
     TrainConfig,
@@ -58,7 +61,9 @@ STAGES: dict[str, Stage] = dict(
             ("adapter", "question"),
             ("candidate_shot", "candidate", "candidate_pair"),
         ),
+        _stage("select-data", SelectDataConfig, "experts.select_data", ("question", "a source"), ("selected_row",)),
         _stage("train", TrainConfig, "train.expert", ("plan", "question"), ("adapter", "system", "metric")),
+        _stage("sequence", SequenceConfig, "train.sequence", ("plan", "question"), ("adapter", "system", "metric")),
         _stage("moe", MoeConfig, "train.moe", ("plan", "adapter", "embedding"), ("system", "metric")),
         _stage(
             "evaluate",
@@ -67,5 +72,6 @@ STAGES: dict[str, Stage] = dict(
             ("system", "question"),
             ("prediction", "activation", "token_activation", "route", "system"),
         ),
+        _stage("force", ForceConfig, "evaluate.counterfactual", ("system", "question"), ("counterfactual",)),
     ]
 )

@@ -15,6 +15,7 @@ from metamoe_backend.config import (
     ClusterConfig,
     EmbedConfig,
     EvaluateConfig,
+    ForceConfig,
     FreezeConfig,
     ImportAdapterConfig,
     IngestConfig,
@@ -117,6 +118,11 @@ CASES: list[tuple[str, StageConfig, str]] = [
         "moe",
         MoeConfig(name="both", experts=["a", "b"], plan="one", optim=OptimSettings()),
         "train moe both --experts a,b --plan one --set optim.steps=null",
+    ),
+    (
+        "force",
+        ForceConfig(system="both", questions=["a", "b"], device="cpu", max_new_tokens=64),
+        "force --system both --question a b --device cpu --set max_new_tokens=64",
     ),
     (
         "evaluate",

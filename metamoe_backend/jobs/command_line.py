@@ -54,6 +54,12 @@ _VERBS = {
     "import": _Verb(("import", "{source}", "{name}"), {
         "base": ("--base", "value"), "trained_on": ("--trained-on", "list"),
     }),
+    "select-data": _Verb(("select-data",), {
+        "task": ("--task", "value"), "pool": ("--pool", "value"), "tasks": ("--pool-task", "repeated"),
+        "budget": ("--budget", "value"), "tau": ("--tau", "value"), "k": ("--k", "value"),
+        "encoder": ("--encoder", "value"), "limit": ("--limit", "value"), "seed": ("--seed", "value"),
+        "mapping": ("--map", "pairs"), "keep_good": ("--keep-good", "switch"),
+    }, always=("budget",)),
     "train": _Verb(("train", "{kind}", "{name}"), _TRAINING, always=("plan",)),
     "moe": _Verb(("train", "moe", "{name}"), {
         "experts": ("--experts", "commas"), **_TRAINING, "mode": ("--mode", "value"), "top_k": ("--top-k", "value"),
@@ -62,6 +68,9 @@ _VERBS = {
         "systems": ("--system", "list"), "tasks": ("--task", "list"), "split": ("--split", "value"),
         "limit": ("--limit", "value"), "n_shot": ("--n-shot", "value"), "device": ("--device", "value"),
     }, always=("systems", "tasks")),
+    "force": _Verb(("force",), {
+        "system": ("--system", "value"), "questions": ("--question", "list"), "device": ("--device", "value"),
+    }, always=("system", "questions")),
 }  # fmt: skip
 
 

@@ -135,6 +135,22 @@ def fetch_token_activations(store: Store, system: str, question_id: str) -> pd.D
     )
 
 
+def fetch_counterfactuals(store: Store, system: str, question_ids: Sequence[str]) -> pd.DataFrame:
+    """Answers of the newest run that forced experts on each question: rows.Counterfactual columns.
+
+    In the mixture's order: as routed, its experts, the base model.
+    """
+    return store.frame(
+        """
+        SELECT counterfactual.* FROM counterfactual LEFT JOIN system USING (system)
+        WHERE system = $system AND list_contains($questions, question_id)
+        QUALIFY dense_rank() OVER (PARTITION BY question_id ORDER BY counterfactual.run_id DESC) = 1
+        ORDER BY question_id, expert <> 'routed', expert = 'base', list_position(experts, expert), expert
+        """,
+        {"system": system, "questions": list(question_ids)},
+    )
+
+
 def fetch_routes(store: Store, system: str | None = None, question_id: str | None = None) -> pd.DataFrame:
     """Task-level router: system, question_id, task, skill, expert, probability (newest evaluation)."""
     return store.frame(

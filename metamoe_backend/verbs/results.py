@@ -1,4 +1,4 @@
-"""Verbs about what systems answered: evaluate, outcomes, forgetting, activations, report, sql."""
+"""Verbs about what systems answered: evaluate, outcomes, forgetting, report, sql."""
 
 import argparse
 from collections.abc import Sequence
@@ -107,31 +107,6 @@ def run_forgetting(options: argparse.Namespace) -> Result:
     if (predictions["system"] == "base").any():
         tables["difference_to_base"] = compute_differences_to_base(predictions)
     return show_tables(options, tables)
-
-
-def run_activations(options: argparse.Namespace) -> Result:
-    from metamoe_backend.evaluate.routing import compute_layer_use, compute_load, compute_skill_use, find_collapse
-    from metamoe_backend.store.experts import fetch_plan_entries, fetch_system_settings
-    from metamoe_backend.store.results import fetch_activations, fetch_mixtures_with_activations
-
-    with open_store(options) as store:
-        mixtures = fetch_mixtures_with_activations(store)
-        if mixtures.empty:
-            raise NotFoundError("No mixture has been evaluated yet; run `evaluate --system MIXTURE --task TASK`.")
-        system = options.system or mixtures.sort_values("run_id")["system"].iloc[-1]
-        activations = fetch_activations(store, system, options.task)
-        if activations.empty:
-            raise NotFoundError(f"Mixture {system!r} has no activations (there are: {', '.join(mixtures['system'])}).")
-        plan = fetch_system_settings(store, system).get("plan")
-        entries = fetch_plan_entries(store, plan) if plan else pd.DataFrame({"skill": [], "expert": []})
-    load = compute_load(activations)
-    tables = {
-        "layer_by_expert": compute_layer_use(activations),
-        "skill_by_expert": compute_skill_use(activations, entries),
-        "load": load,
-        "warnings": find_collapse(load),
-    }
-    return {"system": system, **show_tables(options, tables)}
 
 
 def run_report(options: argparse.Namespace) -> Result:

@@ -46,6 +46,7 @@ def stage_name(stage: str) -> str:
         "train": _("training"),
         "moe": _("mixture"),
         "evaluate": _("evaluation"),
+        "force": _("forced experts"),
     }
     return names.get(stage, stage)
 

@@ -1,0 +1,58 @@
+"""Verbs about what routers did and what else they could have done: activations, force."""
+
+import argparse
+
+import pandas as pd
+
+from metamoe_backend.errors import NotFoundError
+from metamoe_backend.launch import launch
+from metamoe_backend.verbs.common import (
+    Result,
+    given,
+    merge_settings,
+    open_store,
+    print_table,
+    rows_of,
+    show_tables,
+    wait_for,
+)
+
+
+def run_activations(options: argparse.Namespace) -> Result:
+    from metamoe_backend.evaluate.routing import compute_layer_use, compute_load, compute_skill_use, find_collapse
+    from metamoe_backend.store.experts import fetch_plan_entries, fetch_system_settings
+    from metamoe_backend.store.results import fetch_activations, fetch_mixtures_with_activations
+
+    with open_store(options) as store:
+        mixtures = fetch_mixtures_with_activations(store)
+        if mixtures.empty:
+            raise NotFoundError("No mixture has been evaluated yet; run `evaluate --system MIXTURE --task TASK`.")
+        system = options.system or mixtures.sort_values("run_id")["system"].iloc[-1]
+        activations = fetch_activations(store, system, options.task)
+        if activations.empty:
+            raise NotFoundError(f"Mixture {system!r} has no activations (there are: {', '.join(mixtures['system'])}).")
+        plan = fetch_system_settings(store, system).get("plan")
+        entries = fetch_plan_entries(store, plan) if plan else pd.DataFrame({"skill": [], "expert": []})
+    load = compute_load(activations)
+    tables = {
+        "layer_by_expert": compute_layer_use(activations),
+        "skill_by_expert": compute_skill_use(activations, entries),
+        "load": load,
+        "warnings": find_collapse(load),
+    }
+    return {"system": system, **show_tables(options, tables)}
+
+
+def run_force(options: argparse.Namespace) -> Result:
+    from metamoe_backend.store.results import fetch_counterfactuals
+
+    values = given(options, "device") | {"system": options.system, "questions": options.question}
+    with open_store(options) as store:
+        run = launch(store, "force", merge_settings(values, options.set), options.by)
+    wait_for(run)
+    with open_store(options) as store:
+        answers = fetch_counterfactuals(store, options.system, options.question)
+    answers = answers[answers["run_id"] == run.run_id].drop(columns=["run_id", "system"])
+    if not options.json:
+        print_table(answers.drop(columns=["logliks"]))
+    return {"run_id": run.run_id, "system": options.system, "answers": rows_of(answers)}
