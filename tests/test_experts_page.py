@@ -55,12 +55,14 @@ def test_the_bank_says_unknown_where_nobody_said() -> None:
             "adapter": ["x", "y"], "source": ["trained", "imported"], "plan": ["p", None], "skills": [["a"], []],
             "trained_on": [["t"], []], "rank": 8, "alpha": 16.0, "targets": [["up_proj"]] * 2, "parameters": 1_500_000,
             "base": ["smollm2-135m", "/home/someone/models/own"], "created_at": pd.Timestamp("2026-11-21"),
+            "sha256": ["a" * 64, "b" * 64],
         }
     )  # fmt: skip
     changes = pd.DataFrame([{"name": "x", "run_id": "r", "gained": 1200, "lost": 3}])
     shown = describe_bank(adapters, changes)
     assert shown["trained_on"].tolist() == [["t"], ["unknown"]]
     assert shown["plan"].tolist() == ["p", "–"] and shown["since"].tolist() == ["+1,200 −3", "–"]
+    assert shown["sha256"].tolist() == ["a" * 12, "b" * 12]
     assert shown["base"].tolist() == ["smollm2-135m", "own"] and shown["parameters"].tolist() == [1.5, 1.5]
 
 

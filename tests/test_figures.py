@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from metamoe_backend.experts.similarity import grow_tree
+from metamoe_backend.figures.experts import make_choice_figure, make_likeness_figure
 from metamoe_backend.figures.maps import colour_by_group, colour_by_value, make_map_figure, mark_point
 from metamoe_backend.figures.raster import draw_points
-from metamoe_backend.figures.results import make_difference_figure, make_outcomes_figure, make_similarity_figure
+from metamoe_backend.figures.results import make_difference_figure, make_outcomes_figure
 from metamoe_backend.figures.routing import make_layer_heatmap_figure, make_skill_heatmap_figure, make_token_figure
 from metamoe_backend.figures.style import GREY, plain, wrapped
 
@@ -136,9 +138,24 @@ def test_tokens_stand_in_order_even_when_one_repeats():
     assert np.allclose(heatmap.z, [[0, 0.25, 0.5]])
 
 
-def test_similarity_names_both_axes():
-    frame = pd.DataFrame([[1.0, 0.2], [0.2, 1.0]], index=["a", "b"], columns=["a", "b"])
-    assert list(make_similarity_figure(frame).data[0].x) == ["a", "b"]
+def test_likeness_is_drawn_in_the_order_of_its_tree_and_every_cell_can_be_clicked():
+    names = ["a", "b", "c", "d"]
+    values = np.array([[1, 0, 0.9, 0], [0, 1, 0, 0.8], [0.9, 0, 1, np.nan], [0, 0.8, np.nan, 1]])
+    frame = pd.DataFrame(values, index=names, columns=names)
+    tree = grow_tree(frame)
+    figure = make_likeness_figure(frame, tree, frame.notna() * 7)
+    heatmap, cells, branches = figure.data
+    assert list(figure.layout.xaxis.ticktext) == list(figure.layout.yaxis.ticktext) == tree.order
+    assert np.array_equal(heatmap.z, frame.loc[tree.order, tree.order], equal_nan=True)
+    assert len(cells.x) == 16 and list(cells.customdata[1][:3]) == [tree.order[0], tree.order[1], 7]
+    assert max(x for x in branches.x if x is not None) <= 1.0 and branches.xaxis == "x2"
+
+
+def test_how_often_each_expert_is_chosen():
+    shares = pd.DataFrame({1: [1.0, 0.0], 5: [2 / 3, 1 / 3]}, index=["a", "<b>"])
+    heatmap = make_choice_figure(shares, ["a"], draws=3).data[0]
+    assert list(heatmap.x) == ["K = 1", "K = 5"] and list(heatmap.y) == ["★ a", "&lt;b&gt;"]
+    assert heatmap.text[0][1] == "2/3"
 
 
 @given(st.text())

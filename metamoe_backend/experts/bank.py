@@ -1,8 +1,8 @@
-"""Stage "import", and the bank: adapters under adapters/, checked, published whole or not at all, and compared."""
+"""Stage "import", and the bank: adapters under adapters/, checked, and published whole or not at all."""
 
 import errno
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,6 @@ from metamoe_backend.models.adapters import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     AdapterWeights,
-    compute_similarity,
     hash_adapter,
     read_adapter,
     write_adapter,
@@ -163,23 +162,6 @@ def emit_adapter(
     }  # fmt: skip
     context.emit("adapter", pd.DataFrame([adapter]))
     context.emit("system", pd.DataFrame([system]))
-
-
-def compute_bank_similarity(folders: Mapping[str, Path]) -> pd.DataFrame:
-    """How alike the adapters of a bank are: columns adapter, other, similarity, for all ordered pairs, itself included.
-
-    similarity is the cosine of the weight changes, averaged over modules and layers, -1 to 1 (see
-    `models.adapters.compute_similarity`). `folders` is {name: PEFT folder}. Raises `InputError` for a damaged folder.
-    """
-    bank = {name: read_adapter(folder) for name, folder in folders.items()}
-    names = list(bank)
-    found: dict[tuple[str, str], float] = {}
-    for index, first in enumerate(names):
-        for second in names[index:]:
-            cosine = compute_similarity(bank[first], bank[second]).overall
-            found[first, second] = found[second, first] = cosine
-    rows = [(first, second, found[first, second]) for first in names for second in names]
-    return pd.DataFrame(rows, columns=["adapter", "other", "similarity"])
 
 
 def _find_source(source: str) -> Path:

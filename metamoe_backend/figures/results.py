@@ -1,4 +1,4 @@
-"""Outcomes, forgetting, training curves, adapter similarity."""
+"""Outcomes, forgetting, training curves."""
 
 from collections.abc import Sequence
 
@@ -214,28 +214,4 @@ def make_run_comparison_figure(curves: pd.DataFrame, title: str, height: int = 2
     finish(figure, height)
     figure.update_xaxes(title=_("step"), rangemode="tozero")
     figure.update_yaxes(title=title)
-    return figure
-
-
-def make_similarity_figure(similarity: pd.DataFrame, height: int = 380) -> go.Figure:
-    """Square heatmap of cosine similarity between adapters. similarity: index and columns are adapter names."""
-    names = [plain(name, 24) for name in similarity.columns]
-    values = similarity.to_numpy(float)
-    figure = go.Figure(
-        go.Heatmap(
-            z=values,
-            x=names,
-            y=names,
-            colorscale=DIVERGING,
-            zmid=0,
-            zmin=-1,
-            zmax=1,
-            text=[[f"{value:.2f}" for value in line] for line in values],
-            texttemplate="%{text}",
-            colorbar={"title": _("cosine"), "thickness": 10},
-            hovertemplate="%{y}, %{x}: %{z:.3f}<extra></extra>",
-        )
-    )
-    finish(figure, height, legend=False)
-    figure.update_yaxes(autorange="reversed")
     return figure

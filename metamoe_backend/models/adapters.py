@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's folder format, read without trusting them, and how alike two of them are."""
+"""LoRA adapters in PEFT's folder format, read without trusting them."""
 
 import hashlib
 import json
@@ -36,6 +36,7 @@ REFUSED = {
     "fan_in_fan_out": "its matrices are transposed (fan_in_fan_out)",
     "layer_replication": "it repeats layers (layer_replication)",
     "target_parameters": "it adapts bare parameters (target_parameters)",
+    "auto_map": "it names code of its own (auto_map)",
     "trainable_token_indices": "it changes token embeddings (trainable_token_indices)",
     "alora_invocation_tokens": "it acts only behind certain tokens (alora_invocation_tokens)",
     "use_qalora": "it pools its inputs (use_qalora)",
@@ -76,16 +77,6 @@ class AdapterWeights:
     @property
     def parameters(self) -> int:
         return sum(matrix.numel() for part in (self.a, self.b) for matrix in part.values())
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """Cosines of the weight changes of two adapters, -1 to 1."""
-
-    overall: float
-    """Mean over layers."""
-    layers: dict[int, float]
-    """Per layer, mean over the modules that either adapter changes."""
 
 
 def read_adapter(folder: Path, model: "nn.Module | None" = None) -> AdapterWeights:
@@ -137,23 +128,6 @@ def find_layer(module: str) -> int:
     return next((int(part) for part in module.split(".") if part.isdigit()), -1)
 
 
-def compute_similarity(first: AdapterWeights, second: AdapterWeights) -> Similarity:
-    """Cosine of B_1 A_1 and B_2 A_2 per module, averaged per layer, then over layers.
-
-    <B_1 A_1, B_2 A_2> = sum((B_1^T B_2) * (A_1 A_2^T)): products of r x r, the deltas are never formed (METHODS.md §1,
-    after arXiv 2408.15915 section 3.2). A module that only one adapter changes counts as 0, and so does a zero delta.
-    """
-    per_layer: dict[int, list[float]] = {}
-    for module in {**first.a, **second.a}:
-        cosine = 0.0
-        if module in first.a and module in second.a:
-            squares = _dot(first, first, module) * _dot(second, second, module)
-            cosine = _dot(first, second, module) / math.sqrt(squares) if squares > 0 else 0.0
-        per_layer.setdefault(find_layer(module), []).append(cosine)
-    layers = {layer: sum(values) / len(values) for layer, values in sorted(per_layer.items())}
-    return Similarity(sum(layers.values()) / len(layers), layers)
-
-
 def check_fit(name: str, sizes: dict[str, tuple[int, int]], model: "nn.Module") -> None:
     """Check that each module (name to inputs, outputs) is a linear module of `model`; raises `InputError`."""
     from torch import nn
@@ -174,13 +148,6 @@ def check_fit(name: str, sizes: dict[str, tuple[int, int]], model: "nn.Module") 
                 f"Adapter {name} is {inputs} -> {outputs} at {module}, the base model is {found.in_features} -> "
                 f"{found.out_features}; choose the base it was made for."
             )
-
-
-def _dot(first: AdapterWeights, second: AdapterWeights, module: str) -> float:
-    """Frobenius product of the two deltas at one module, in double precision, scales left out."""
-    a1, a2 = first.a[module].double(), second.a[module].double()
-    b1, b2 = first.b[module].double(), second.b[module].double()
-    return float(((b1.T @ b2) * (a1 @ a2.T)).sum())
 
 
 def _check_files(folder: Path) -> None:

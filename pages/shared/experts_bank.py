@@ -1,4 +1,4 @@
-"""The bank: every adapter and where it came from, how alike they are, and bringing in one from elsewhere."""
+"""The bank: every adapter and where it came from, and bringing in one from elsewhere."""
 
 from pathlib import Path
 
@@ -7,22 +7,17 @@ import streamlit as st
 
 from metamoe_backend.config import DEFAULT_BASE, ImportAdapterConfig
 from metamoe_backend.errors import UserError
-from metamoe_backend.experts.bank import compute_bank_similarity
-from metamoe_backend.figures.results import make_similarity_figure
 from metamoe_backend.launch import run_now
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.questions import fetch_tasks
 from metamoe_backend.store.reviews import fetch_reviews
-from pages.shared.charts import show_figure
 from pages.shared.config_form import FormOptions, render_fields
 from pages.shared.i18n import _
 from pages.shared.layout import canvas_and_inspector, confirm, plain, question_text
 from pages.shared.relabelling import change_sentence, describe_changes, since_help
 from pages.shared.review_views import render_verdict_form, verdict_name
-from pages.shared.state import get_person, get_selection, get_store, get_workspace, open_page, per_version, select
+from pages.shared.state import get_person, get_selection, get_store, open_page, per_version, select
 from pages.shared.tables import show_table
-
-_COMPARED, _MOST_COMPARED = "experts_compared", 24
 
 
 def source_name(source: str) -> str:
@@ -44,6 +39,7 @@ def describe_bank(adapters: pd.DataFrame, changes: pd.DataFrame) -> pd.DataFrame
             "alpha": adapters["alpha"],
             "targets": [list(targets) for targets in adapters["targets"]],
             "parameters": adapters["parameters"] / 1e6,
+            "sha256": adapters["sha256"].str[:12],
             "base": [Path(base).name if Path(base).is_absolute() else base for base in adapters["base"]],
             "created_at": adapters["created_at"],
         }
@@ -60,7 +56,7 @@ def render_bank(adapters: pd.DataFrame, changes: pd.DataFrame) -> None:
             labels={
                 "adapter": _("Adapter"), "source": _("Source"), "plan": _("Plan"), "skills": _("Skills"),
                 "trained_on": _("Trained on"), "rank": _("Rank r"), "alpha": _("Alpha"), "targets": _("Adapted modules"),
-                "base": _("Base model"),
+                "base": _("Base model"), "sha256": "SHA-256",
             },
             formats={
                 "since": st.column_config.TextColumn(_("Labels since"), help=since_help(), width="small"),
@@ -96,7 +92,8 @@ def _render_adapter(adapter: pd.Series, change: str | None) -> None:
         _("Size"): _("rank {rank}, {millions} million parameters").format(
             rank=adapter["rank"], millions=f"{adapter['parameters'] / 1e6:.2f}"
         ),
-        "SHA-256": str(adapter["sha256"])[:16],
+        _("Base model"): Path(adapter["base"]).name if Path(adapter["base"]).is_absolute() else adapter["base"],
+        "SHA-256": str(adapter["sha256"]),
     }
     st.text("\n".join(f"{name}: {value}" for name, value in facts.items()), width="stretch")
     if st.button(_("The run that made it"), key="experts_run", icon=":material/play_circle:", type="tertiary"):
@@ -108,58 +105,6 @@ def _render_adapter(adapter: pd.Series, change: str | None) -> None:
         verdict = "" if pd.isna(review.verdict) else f" · **{verdict_name(review.verdict)}**"
         st.caption(f"{plain(review.author)} · {review.made_at:%Y-%m-%d %H:%M} UTC{verdict}")
         question_text(review.comment, key=f"experts_{review.event_id}")
-
-
-@st.cache_data(show_spinner=False, max_entries=16)
-def _compute_similarity(folders: tuple[tuple[str, str], ...], hashes: tuple[str, ...]) -> pd.DataFrame:  # noqa: ARG001
-    found = compute_bank_similarity({name: Path(folder) for name, folder in folders})
-    names = [name for name, _folder in folders]
-    return found.pivot(index="adapter", columns="other", values="similarity").loc[names, names]
-
-
-def render_similarity(adapters: pd.DataFrame) -> None:
-    """How alike the adapters' weight changes are; read from their files, so only when asked for."""
-    st.subheader(_("How alike the adapters are"), anchor=False)
-    st.caption(_("Cosine of the weight changes, averaged over modules and layers: 1 the same direction, 0 unrelated."))
-    there = adapters[[(get_workspace().adapters / name).is_dir() for name in adapters["adapter"]]]
-    if len(there) < 2:
-        st.caption(_("At least two adapters with their files in this workspace are needed."))
-        return
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        every = there["adapter"].tolist()
-        chosen = st.multiselect(
-            _("Adapters"), every, default=every[:_MOST_COMPARED], max_selections=_MOST_COMPARED, key="experts_similar"
-        )
-        if st.button(_("Compare adapters"), key="experts_compare", disabled=len(chosen) < 2):
-            st.session_state[_COMPARED] = chosen
-    compared = [name for name in st.session_state.get(_COMPARED, []) if name in chosen]
-    if len(compared) < 2:
-        return
-    part = there.set_index("adapter").loc[compared]
-    try:
-        with st.spinner(_("Reading {n} adapters …").format(n=len(compared))):
-            found = _compute_similarity(
-                tuple((name, str(get_workspace().adapters / name)) for name in compared), tuple(part["sha256"])
-            )
-    except UserError as error:
-        st.error(plain(error))
-        return
-    off = found.where(~pd.DataFrame(_identity(len(compared)), found.index, found.columns)).stack()
-    closest = off.idxmax()
-    st.markdown(
-        _("Most alike: {first} and {second} ({value}).").format(
-            first=plain(closest[0]), second=plain(closest[1]), value=f"{off.max():.2f}"
-        )
-    )
-    show_figure(
-        make_similarity_figure(found, height=160 + 34 * len(compared)),
-        key="experts_similarity",
-        alt=_("Heatmap of the adapters' similarity"),
-    )
-
-
-def _identity(n: int) -> list[list[bool]]:
-    return [[row == column for column in range(n)] for row in range(n)]
 
 
 @per_version

@@ -15,7 +15,7 @@ from pages.shared.layout import confirm, plain, question_text
 from pages.shared.state import get_person, open_page, select
 from pages.shared.tables import show_table
 
-CHART_PAGES = ("router", "outcomes", "forgetting")
+CHART_PAGES = ("experts", "router", "outcomes", "forgetting")
 VERDICTS = ("approve", "question", "reject")
 
 
@@ -27,6 +27,7 @@ def verdict_name(verdict: str | None) -> str:
 def chart_title(address: str) -> str:
     """What a chart's address (PAGE/CHART?FILTERS) means, in words: its page, its name, and what it was filtered by."""
     names = {
+        "experts/likeness": _("Experts: how alike the adapters are"), "experts/selection": _("Experts: choice for a task"),
         "router/layers": _("Router: layer × expert"), "router/skills": _("Router: skill × expert"),
         "outcomes/parts": _("Outcomes: solved by all, some, none"), "outcomes/errors": _("Outcomes: error rates"),
         "forgetting/matrix": _("Forgetting: systems × tasks"),
