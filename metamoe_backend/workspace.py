@@ -24,6 +24,7 @@ class Workspace:
     published/        read-only copies of the database for the SQL console
     uploads/          files a person uploaded, by content hash
     selections/       sets of questions that pages hand on, by content hash
+    vectors/          vectors of texts that are no questions, by encoder and content hash: a cache, may be deleted
     """
 
     root: Path
@@ -63,6 +64,10 @@ class Workspace:
     @property
     def selections(self) -> Path:
         return self.root / "selections"
+
+    @property
+    def vectors(self) -> Path:
+        return self.root / "vectors"
 
     @property
     def name(self) -> str:

@@ -384,6 +384,30 @@ def _question_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names).astype({"gold": "Int64", "position": "int64"})
 
 
+def is_file_source(source: str) -> bool:
+    """Whether a source names a file, not a hub data set or a generator."""
+    return _split_source(source)[0] == "file"
+
+
+def read_rows(
+    config: IngestConfig, regime: str | None, on_rows: Callable[[int], None]
+) -> tuple[pd.DataFrame, list[RejectedRow]]:
+    """All rows of a source as a task scored by `regime` would have them, duplicates too, and those that cannot be used.
+
+    position (row number in the source, from 0), split (None unless the source says), prompt, answer, explanation.
+    `on_rows` is told how many are read. Raises like `compute`.
+    """
+    source = open_source(config)
+    one = _find_format(source, config)
+    _check_choices(config, source, one)
+    read = _read_items(source, one, config, config.limit, on_rows)
+    _check_rejected(source, read, config)
+    own = _decide_regime((item for _, _, item in read.items), one, config, regime)
+    items = [(position, _for_regime(item, own)) for _, position, item in read.items]
+    rows = [(position, item.split, item.prompt, item.answer, item.explanation) for position, item in items]
+    return pd.DataFrame(rows, columns=["position", "split", "prompt", "answer", "explanation"]), read.rejected
+
+
 def read_preview(config: IngestConfig, limit: int = 20) -> Preview:
     """The first rows of a source as they would be ingested under these settings.
 
