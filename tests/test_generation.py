@@ -6,9 +6,11 @@ import torch
 
 from metamoe_backend.evaluate.generation import Stop, find_stop_tokens, iterate_outputs
 from metamoe_backend.evaluate.prompts import encode_prompt
+from metamoe_backend.models.adapters import read_adapter
 from metamoe_backend.models.base import load_base
+from metamoe_backend.models.lora_moe import GateSettings, attach_experts
 from metamoe_backend.models.systems import OpenSystem
-from tests.tiny_models import make_tiny_base
+from tests.tiny_models import make_tiny_adapter, make_tiny_base
 
 PROMPTS = ["What barks?", "Say a word.", "2 + 2 =", "A much longer question, with many words in it?", "x", "你好"]
 
@@ -98,6 +100,22 @@ def test_routes_follow_their_rows(base):
     for earlier, later in zip(system.seen, system.seen[1:], strict=False):
         assert len(later) < len(earlier)
         assert set(later[:, 0]) < set(earlier[:, 0])
+
+
+def test_a_system_that_reads_twice_generates_without_a_cache(base, tmp_path):
+    """X-LoRA in a batch with left padding gives what each prompt gets alone, in whole passes."""
+    shape = make_tiny_base(tmp_path / "shape")
+    folders = [make_tiny_adapter(tmp_path / str(seed), shape, seed=seed) for seed in range(2)]
+    mixture = attach_experts(base.model, [read_adapter(folder) for folder in folders], GateSettings("xlora", 2))
+    mixture.draw_gate_weights(0, 1.0)
+    try:
+        system = OpenSystem(base.model, mixture.experts, mixture)
+        stop = Stop(find_stop_tokens(base.model, base.tokenizer), "\n", 6)
+        prompts = ["a b", "one longer prompt", "x"]
+        found = generate(base, prompts, stop, system=system)
+        assert found == [generate_alone(base, prompt, stop)[0] for prompt in prompts]
+    finally:
+        mixture.detach()
 
 
 def test_stop_tokens_come_from_tokenizer_and_model(base):

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 import torch
 
-from metamoe_backend.config import LoraSettings, MoeConfig, OptimSettings, TrainConfig
+from metamoe_backend.config import LoraSettings, MoeConfig, OptimSettings, TrainConfig, parse_config
 from metamoe_backend.embed import hash_text
 from metamoe_backend.errors import ConfigError, NotFoundError, StopRequested, StorageError
 from metamoe_backend.models.base import LoadedBase, load_base
+from metamoe_backend.models.mixtures import read_mixture
 from metamoe_backend.models.routers import fit_task_router
 from metamoe_backend.models.systems import open_system
 from metamoe_backend.store.connection import Store
@@ -218,6 +219,87 @@ def test_training_makes_a_token_router_better(root, bank, base_folder):
         system = get_system(make_mixture(root, bank, config, train))
         losses[train] = compute_loss(loaded, system, root, questions)
     assert losses["router"]["colours"] + losses["router"]["sums"] < losses["none"]["colours"] + losses["none"]["sums"]
+
+
+@pytest.mark.parametrize("mode", ["loramoe", "xlora", "phatgoose"])
+@pytest.mark.parametrize("granularity", ["layer", "block", "module"])
+def test_other_routers_learn_and_answer_as_they_were_trained(root, bank, base_folder, mode, granularity):
+    config = make_config(base_folder, mode=mode, granularity=granularity, balance=0.01)
+    context = make_mixture(root, bank, config)
+    system, questions, loaded = get_system(context), make_questions(), load_base(str(base_folder), "cpu")
+    saved = read_mixture(root / system["path"])
+    assert any(weight.any() for weight in saved.gate_weights.values())
+    assert saved.spec.granularity == granularity and saved.spec.mode == mode
+    even = get_system(make_mixture(root, bank, make_config(base_folder, name="even", mode="uniform"), "run-2"))
+    trained, before = (compute_loss(loaded, each, root, questions) for each in (system, even))
+    assert trained["colours"] + trained["sums"] < before["colours"] + before["sums"]
+
+
+def test_arrow_needs_no_training(root, bank, base_folder):
+    context = make_mixture(root, bank, make_config(base_folder, mode="arrow", top_k=1))
+    system, loaded = get_system(context), load_base(str(base_folder), "cpu")
+    assert "nothing trained by gradients" in context.messages[-1]
+    with open_system(loaded, system, root) as opened, opened.record() as record, torch.no_grad():
+        opened.model(input_ids=torch.arange(60, 80)[None])
+    assert all((weights.sum(-1) == 1).all() for weights in record.weights)
+    saved = read_mixture(root / system["path"]).gate_weights
+    assert all(torch.allclose(weight.norm(dim=1), torch.ones(2)) for weight in saved.values())
+
+
+def test_experts_can_begin_from_nothing(root, bank, base_folder):
+    """Without the bank: experts of these names learn together with the gates, twice the same."""
+    losses, hashes = [], []
+    for attempt in range(2):
+        config = make_config(
+            base_folder, name=f"new-{attempt}", experts=["one", "two"], mode="token", top_k=1, train="router+experts",
+            from_scratch=True, plan=None, tasks=["colours", "sums"], lora=LoraSettings(rank=3),
+            optim=OptimSettings(steps=40, **OPTIM),
+        )  # fmt: skip
+        context = RecordingContext(root, f"run-{attempt}")
+        inputs = make_inputs((root, bank[1].head(0)), config, make_questions())
+        moe.compute(inputs, config, context)
+        system, loaded = get_system(context), load_base(str(base_folder), "cpu")
+        losses.append(compute_loss(loaded, system, root, make_questions()))
+        own = read_mixture(root / system["path"]).spec.experts
+        assert [entry.name for entry in own] == ["one", "two"] and all(entry.own for entry in own)
+        hashes.append([entry.sha256 for entry in own])
+    assert hashes[0] == hashes[1] and losses[0] == losses[1]
+    loaded = load_base(str(base_folder), "cpu")
+    bare = compute_loss(loaded, {"kind": "base", "system": "base"}, root, make_questions())
+    assert losses[0]["colours"] < 0.5 * bare["colours"] and losses[0]["sums"] < 0.5 * bare["sums"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"from_scratch": True}, "fresh experts know nothing yet"),
+        ({"mode": "arrow", "train": "router+experts"}, "mode arrow routes by what the experts are"),
+        ({"mode": "phatgoose", "train": "none"}, "phatgoose teaches each finished expert a gate"),
+        ({"mode": "task", "plan": None, "tasks": ["sums"]}, "mode task needs a plan"),
+    ],
+)
+def test_settings_that_contradict_the_mode_are_refused(changes, sentence):
+    values = {"name": "both", "experts": ["painter", "counter"], "plan": "p"} | changes
+    with pytest.raises(ConfigError, match=sentence):
+        parse_config(MoeConfig, values)
+
+
+def test_questions_belong_to_the_expert_that_was_trained_on_their_task(bank, base_folder):
+    config = make_config(base_folder, mode="phatgoose", plan=None, tasks=["colours", "sums", "riddles"])
+    adapters = bank[1].assign(trained_on=[["colours"], ["sums", "colours"]])
+    questions = make_questions().assign(expert=None)
+    questions.loc[0, "task"] = "riddles"
+    assigned = moe.assign_experts(questions, adapters, config)
+    found = assigned.groupby("task")["expert"].agg(lambda names: set(names.dropna()))
+    assert found.to_dict() == {"colours": {"painter"}, "sums": {"counter"}, "riddles": set(), "towns": set()}
+    owners = moe.make_owners(assigned, config.experts)
+    assert owners[0].tolist() == [0.5, 0.5] and set(owners.sum(axis=1)) == {1.0}
+
+
+def test_phatgoose_wants_questions_of_every_expert(filled_store):
+    config = MoeConfig(name="duo", experts=["logic", "arith"], plan="first", mode="phatgoose", split="validation")
+    with pytest.raises(ConfigError, match="so its gate cannot learn"):
+        moe.prepare(filled_store, config)
 
 
 def test_an_untrained_two_level_mixture_routes_as_its_task_level(root, bank, base_folder):

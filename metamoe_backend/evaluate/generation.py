@@ -1,4 +1,7 @@
-"""Greedy generation in batches: left padding, key-value cache, rows leave the batch as soon as they are finished."""
+"""Greedy generation in batches: left padding, key-value cache, rows leave the batch as soon as they are finished.
+
+A system that reads every text twice (X-LoRA) has no cache: it reads the whole text for every token.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -68,8 +71,7 @@ def _generate_batch(
     generated: list[list[int]] = [[] for _ in prompts]
     running = list(range(len(prompts)))
     with torch.inference_mode():
-        output, mask = _read_prompts(system, prompts, routes, rows, watch)
-        positions = mask.sum(-1, keepdim=True)
+        output, read, mask = _read_prompts(system, prompts, routes, rows, watch)
         for _ in range(stop.max_new_tokens):
             chosen = output.logits[:, -1].argmax(-1)
             unfinished = []
@@ -81,20 +83,31 @@ def _generate_batch(
                     unfinished.append(place)
             if not unfinished:
                 break
-            cache = output.past_key_values
+            cache = output.past_key_values if system.reads_once else None
             if len(unfinished) < len(running):
                 keep = torch.tensor(unfinished, device=chosen.device)
-                cache.batch_select_indices(keep)
-                chosen, mask, positions = chosen[keep], mask[keep], positions[keep]
+                if cache is not None:
+                    cache.batch_select_indices(keep)
+                chosen, read, mask = chosen[keep], read[keep], mask[keep]
                 running = [running[place] for place in unfinished]
                 system.set_routes(None if routes is None else routes[running])
+            read = torch.cat([read, chosen[:, None]], dim=1)
             mask = torch.cat([mask, mask.new_ones(len(running), 1)], dim=1)
-            output = system.model(
-                input_ids=chosen[:, None], attention_mask=mask, position_ids=positions, past_key_values=cache,
-                use_cache=True, logits_to_keep=1,
-            )  # fmt: skip
-            positions = positions + 1
+            inputs = _make_inputs(read, mask, None if cache is None else 1)
+            output = system.model(**inputs, past_key_values=cache, use_cache=system.reads_once)
     return generated
+
+
+def _make_inputs(tokens: Any, mask: Any, new: int | None = None) -> dict[str, Any]:
+    """Inputs of a pass over `tokens` [batch, width], or over the last `new` of them when a cache holds the rest."""
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    start = 0 if new is None else tokens.shape[1] - new
+    return {
+        "input_ids": tokens[:, start:],
+        "attention_mask": mask,
+        "position_ids": positions[:, start:],
+        "logits_to_keep": 1,
+    }
 
 
 def _read_prompts(
@@ -103,28 +116,22 @@ def _read_prompts(
     routes: NDArray[np.float64] | None,
     rows: list[int],
     watch: PromptWatcher | None,
-) -> tuple[Any, Any]:
-    """The pass over the prompts: the model's output with its cache, and the mask [batch, width]."""
+) -> tuple[Any, Any, Any]:
+    """The pass over the prompts: the model's output with its cache, the tokens and the mask [batch, width]."""
     import torch
 
     system.set_routes(routes)
     device = system.model.device
     tokens = torch.from_numpy(pad_left(prompts, 0)).to(device)
     mask = torch.from_numpy(pad_left([[1] * len(prompt) for prompt in prompts], 0)).to(device)
-    inputs = {
-        "input_ids": tokens,
-        "attention_mask": mask,
-        "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
-        "use_cache": True,
-        "logits_to_keep": 1,
-    }
+    inputs = _make_inputs(tokens, mask) | {"use_cache": system.reads_once}
     if watch is None:
-        return system.model(**inputs), mask
+        return system.model(**inputs), tokens, mask
     with system.record() as gates:
         output = system.model(**inputs)
     width = tokens.shape[1]
     watch(gates, rows, [slice(width - len(prompt), width) for prompt in prompts])
-    return output, mask
+    return output, tokens, mask
 
 
 def _has_stopped(tokenizer: Any, tokens: Sequence[int], stop: Stop) -> bool:

@@ -45,6 +45,11 @@ class OpenSystem:
         """Names of the routes' columns: the experts, then perhaps `base`."""
         self._mixture, self._task_router, self._encoder = mixture, task_router, encoder
 
+    @property
+    def reads_once(self) -> bool:
+        """Whether a key-value cache may stand for what was read; X-LoRA reads every text twice, and whole."""
+        return self._mixture is None or self._mixture.settings.mode != "xlora"
+
     def compute_routes(self, texts: list[str]) -> np.ndarray | None:
         """Task-level probabilities [len(texts), len(route_names)]; None without a task level.
 

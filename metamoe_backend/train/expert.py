@@ -143,12 +143,7 @@ def add_lora(model: "nn.Module", lora: LoraSettings, seed: int) -> Any:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    known = list_linear_modules(model)
-    if unknown := [target for target in lora.targets if target not in known]:
-        raise ConfigError(
-            f"lora.targets: {', '.join(unknown)} matches no linear module of the base model; choose among "
-            f"{', '.join(known)}."
-        )
+    check_targets(model, lora)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
@@ -161,6 +156,16 @@ def add_lora(model: "nn.Module", lora: LoraSettings, seed: int) -> Any:
         # PEFT asks transformers under a name that is going away: nothing for a run's log.
         warnings.simplefilter("ignore", FutureWarning)
         return get_peft_model(model, config)  # type: ignore[arg-type]
+
+
+def check_targets(model: Any, lora: LoraSettings) -> None:
+    """Raise `ConfigError` for a target that is no linear module of the model."""
+    known = list_linear_modules(model)
+    if unknown := [target for target in lora.targets if target not in known]:
+        raise ConfigError(
+            f"lora.targets: {', '.join(unknown)} matches no linear module of the base model; choose among "
+            f"{', '.join(known)}."
+        )
 
 
 def load_weights(model: Any, weights: AdapterWeights) -> None:

@@ -1,35 +1,42 @@
 """Stage "moe": join experts of the bank in a mixture, teach its routers, and publish it under mixtures/."""
 
+import hashlib
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from metamoe_backend.config import BASE_EXPERT, MoeConfig
-from metamoe_backend.embed import hash_text, load_encoder
+from metamoe_backend.config import (
+    BASE_EXPERT,
+    LEARNT_GATE_MODES,
+    OWNER_MODES,
+    TASK_LEVEL_MODES,
+    MoeConfig,
+)
 from metamoe_backend.errors import ConfigError
 from metamoe_backend.experts.bank import fetch_taken_names, find_free_name, publish_folder, read_banked
 from metamoe_backend.models.adapters import AdapterWeights
 from metamoe_backend.models.mixtures import ExpertEntry, MixtureSpec, write_mixture
-from metamoe_backend.models.routers import FittedRouter, fit_task_router
+from metamoe_backend.models.routers import FittedRouter
 from metamoe_backend.stage import Context, Inputs
 from metamoe_backend.train.examples import hold_back
-from metamoe_backend.train.expert import make_question_examples
+from metamoe_backend.train.expert import check_targets, make_question_examples
 from metamoe_backend.train.sampling import balanced_sample
 from metamoe_backend.train.sources import describe_source, fetch_training_rows
+from metamoe_backend.train.task_router import teach_task_router
 from metamoe_backend.workspace import Workspace
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from metamoe_backend.models.base import LoadedBase
     from metamoe_backend.models.lora_moe import Mixture
     from metamoe_backend.store.connection import Store
     from metamoe_backend.train.loop import TrainingResult
-
-TASK_LEVEL = ("task", "two-level")
-TOKEN_LEVEL = ("token", "two-level")
 
 
 def prepare(store: "Store", config: MoeConfig) -> Inputs:
@@ -48,7 +55,7 @@ def prepare(store: "Store", config: MoeConfig) -> Inputs:
             "The name 'base' means no adapter: give the mixture and its experts other names, and use no_expert to let "
             "the mixture leave questions to the base model."
         )
-    adapters = fetch_adapters(store, config.experts)
+    adapters = fetch_adapters(store, [] if config.from_scratch else config.experts)
     for row in adapters.itertuples():
         if row.base != config.base:
             raise ConfigError(
@@ -57,7 +64,7 @@ def prepare(store: "Store", config: MoeConfig) -> Inputs:
             )
     questions = assign_experts(fetch_training_rows(store, config), adapters, config)
     _check_questions(questions, config)
-    ids = questions["question_id"].tolist() if config.mode in TASK_LEVEL else []
+    ids = questions["question_id"].tolist() if config.mode in TASK_LEVEL_MODES else []
     return {
         "questions": questions,
         "adapters": adapters,
@@ -71,10 +78,16 @@ def assign_experts(questions: pd.DataFrame, adapters: pd.DataFrame, config: MoeC
 
     A question goes to the adapter named by the plan; else (an expert trained again is called NAME-2) to the first
     adapter that was trained on its skill; skills planned to `base` stay `base` where the mixture may route there.
-    Without a plan nothing is said of where a question should go, and every one teaches the token gates.
+    Without a plan nothing is said of where a question should go, and every one teaches the token gates; where gates
+    learn by expert, a question is the first adapter's that was trained on its task.
     """
     if config.plan is None:
-        return questions
+        if config.mode not in OWNER_MODES:
+            return questions
+        learnt: dict[str, str] = {}
+        for adapter, tasks in zip(adapters["adapter"], adapters["trained_on"], strict=True):
+            learnt = dict.fromkeys(tasks, adapter) | learnt
+        return questions.assign(expert=questions["task"].map(learnt).astype(object))
     by_skill: dict[str, str] = {}
     for adapter, skills in zip(adapters["adapter"], adapters["skills"], strict=True):
         for skill in skills:
@@ -82,7 +95,7 @@ def assign_experts(questions: pd.DataFrame, adapters: pd.DataFrame, config: MoeC
 
     def find_member(expert: str, skill: str) -> str | None:
         if expert == BASE_EXPERT:
-            return BASE_EXPERT if config.no_expert and config.mode in TASK_LEVEL else None
+            return BASE_EXPERT if config.no_expert and config.mode in TASK_LEVEL_MODES else None
         return expert if expert in config.experts else by_skill.get(skill)
 
     members = [find_member(*pair) for pair in zip(questions["expert"], questions["skill"], strict=True)]
@@ -103,12 +116,15 @@ def compute(inputs: Inputs, config: MoeConfig, context: Context) -> None:
 
     questions = inputs["questions"]
     context.progress(0, 1)
-    fitted = _fit_router(questions, inputs["vectors"], config, context) if config.mode in TASK_LEVEL else None
+    fitted = (
+        teach_task_router(questions, inputs["vectors"], config, context) if config.mode in TASK_LEVEL_MODES else None
+    )
     loaded = load_base(config.base, config.device, config.optim.dtype)
     adapters = read_banked(inputs["adapters"], loaded, context.workspace_root)
-    settings = GateSettings(config.mode, config.top_k, config.prior_strength, config.task_top_m, config.granularity)
-    mixture = attach_experts(loaded.model, adapters, settings)
-    if config.mode == "token":
+    if config.from_scratch:
+        adapters = draw_experts(loaded.model, config)
+    mixture = attach_experts(loaded.model, adapters, GateSettings.of(config))
+    if config.mode in ("token", "xlora"):
         # Equal scores would choose the first k experts for every token. With a task level, equal scores are the best
         # start: the mixture then routes exactly as the task level does.
         mixture.draw_gate_weights(config.optim.seed)
@@ -121,14 +137,40 @@ def compute(inputs: Inputs, config: MoeConfig, context: Context) -> None:
         raise result.stop
 
 
+def draw_experts(model: "nn.Module", config: MoeConfig) -> list[AdapterWeights]:
+    """Fresh experts, which change nothing yet: A drawn as PEFT draws it, B = 0. Their hash is that of A's numbers.
+
+    Raises `ConfigError` for a target that is no linear module of the model.
+    """
+    import torch
+    from torch import nn
+
+    lora = config.lora
+    check_targets(model, lora)
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    chosen = {name: module for name, module in linears.items() if name.rsplit(".", 1)[-1] in lora.targets}
+    drawn = []
+    for index, name in enumerate(config.experts):
+        generator = torch.Generator().manual_seed(config.optim.seed * 1000 + index)
+        a = {module: torch.empty(lora.rank, linear.in_features) for module, linear in chosen.items()}
+        for matrix in a.values():
+            nn.init.kaiming_uniform_(matrix, a=math.sqrt(5), generator=generator)
+        b = {module: torch.zeros(linear.out_features, lora.rank) for module, linear in chosen.items()}
+        sha256 = hashlib.sha256(b"".join(matrix.numpy().tobytes() for matrix in a.values())).hexdigest()
+        drawn.append(
+            AdapterWeights(name, lora.rank, lora.alpha, lora.alpha / lora.rank, sorted(set(lora.targets)), sha256, a, b)
+        )
+    return drawn
+
+
 def _learns(config: MoeConfig) -> bool:
     """Whether anything learns by gradients: token gates, or the experts."""
-    return config.train == "router+experts" or (config.train == "router" and config.mode in TOKEN_LEVEL)
+    return config.train == "router+experts" or (config.train == "router" and config.mode in LEARNT_GATE_MODES)
 
 
 def _check_questions(questions: pd.DataFrame, config: MoeConfig) -> None:
     there = set(questions["expert"])
-    if config.mode in TASK_LEVEL:
+    if config.mode in TASK_LEVEL_MODES:
         missing = [name for name in config.experts if name not in there]
         if missing:
             raise ConfigError(
@@ -139,36 +181,16 @@ def _check_questions(questions: pd.DataFrame, config: MoeConfig) -> None:
         if config.of == "meta-question" and questions["meta_question"].isna().any():
             count = int(questions["meta_question"].isna().sum())
             raise ConfigError(f"{count} questions of the plan have no meta-question; build them with `meta-questions`.")
+    if config.mode == "phatgoose" and (missing := sorted(set(config.experts) - there)):
+        raise ConfigError(
+            f"{describe_source(config)}: no questions of the split {config.split!r} of {', '.join(missing)}, so its "
+            "gate cannot learn; add questions that it was trained on, or leave it out."
+        )
     if _learns(config) and there <= {BASE_EXPERT}:
         raise ConfigError(
             f"{describe_source(config)}: no questions of the split {config.split!r} for these experts, so nothing can "
             "be trained; choose other questions or another split, or train none."
         )
-
-
-def _fit_router(questions: pd.DataFrame, vectors: pd.DataFrame, config: MoeConfig, context: Context) -> FittedRouter:
-    names = [*config.experts, *([BASE_EXPERT] if BASE_EXPERT in set(questions["expert"]) else [])]
-    matrix = _collect_vectors(questions, vectors, config, context)
-    fitted = fit_task_router(matrix, questions["expert"].tolist(), names, config.optim.seed)
-    how = "" if fitted.accuracy is None else f"; right on {fitted.accuracy:.1%} of questions it had not seen"
-    context.log(f"Task-level router: {len(questions):,} questions, {len(names)} ways{how}.")
-    return fitted
-
-
-def _collect_vectors(questions: pd.DataFrame, vectors: pd.DataFrame, config: MoeConfig, context: Context) -> np.ndarray:
-    """[questions, dimension], float32: the stored vector where it is of the present text, else a new one."""
-    texts = questions["prompt" if config.of == "question" else "meta_question"].tolist()
-    keys = zip(vectors["question_id"], vectors["text_hash"], strict=True)
-    stored = dict(zip(keys, vectors["vector"], strict=True))
-    found = [stored.get((name, hash_text(text))) for name, text in zip(questions["question_id"], texts, strict=True)]
-    missing = [index for index, vector in enumerate(found) if vector is None]
-    if missing:
-        context.log(f"Embedding {len(missing):,} questions that {config.encoder} has not embedded yet.")
-        for index, vector in zip(
-            missing, load_encoder(config.encoder).encode([texts[i] for i in missing]), strict=True
-        ):
-            found[index] = vector
-    return np.stack([np.asarray(vector, dtype=np.float32) for vector in found])
 
 
 def _train(
@@ -184,13 +206,15 @@ def _train(
 
     chosen, routes = _choose_questions(questions, fitted, config)
     examples = make_question_examples(loaded.tokenizer, chosen, config.optim.max_tokens)
-    if routes is not None:
-        examples = [replace(example, extra=route) for example, route in zip(examples, routes, strict=True)]
+    guides = make_owners(chosen, config.experts) if config.mode in OWNER_MODES else routes
+    if guides is not None:
+        examples = [replace(example, extra=guide) for example, guide in zip(examples, guides, strict=True)]
     train, held = hold_back(len(examples), config.optim.eval_share, config.optim.seed)
     batch_mask: dict[str, Any] = {}
+    set_guides = mixture.set_owners if config.mode in OWNER_MODES else mixture.set_routes
 
     def before_forward(batch: dict[str, Any]) -> None:
-        mixture.set_routes(batch.get("extra"))
+        set_guides(batch.get("extra"))
         batch_mask["real"] = batch["real"]
 
     def compute_balance() -> Any:
@@ -206,8 +230,15 @@ def _train(
         device=loaded.device,
         pad_token=loaded.tokenizer.pad_token_id,
         before_forward=before_forward,
-        auxiliary_loss=compute_balance if config.balance > 0 and config.mode in TOKEN_LEVEL else None,
+        auxiliary_loss=compute_balance if config.balance > 0 and config.mode in LEARNT_GATE_MODES else None,
     )
+
+
+def make_owners(questions: pd.DataFrame, experts: Sequence[str]) -> np.ndarray:
+    """[questions, experts], float32: 1 for the expert that a question belongs to; one half each where none is known."""
+    owners = questions["expert"].to_numpy()[:, None] == np.array(experts, dtype=object)[None, :]
+    unknown = ~owners.any(axis=1, keepdims=True)
+    return np.where(unknown, 0.5, owners).astype(np.float32)
 
 
 def _choose_questions(
@@ -218,6 +249,8 @@ def _choose_questions(
     Left out: what the plan leaves to the base model, and what the task level would send there: no gate is open then.
     """
     useful = (questions["expert"] != BASE_EXPERT).to_numpy()
+    if config.mode == "phatgoose":
+        useful = questions["expert"].isin(config.experts).to_numpy()
     if fitted is not None and BASE_EXPERT in fitted.router.names:
         useful = useful & (fitted.unseen.argmax(axis=1) != len(config.experts))
     chosen = questions.assign(_row=np.arange(len(questions)))[useful]
@@ -237,9 +270,9 @@ def _publish(
     import torch
 
     spec = MixtureSpec(
-        base=config.base, experts=[ExpertEntry(name=adapter.name, sha256=adapter.sha256) for adapter in adapters],
-        mode=config.mode, top_k=config.top_k, prior_strength=config.prior_strength, task_top_m=config.task_top_m,
-        granularity=config.granularity, encoder=config.encoder if fitted else None, of=config.of if fitted else None,
+        **asdict(mixture.settings), base=config.base,
+        experts=[ExpertEntry(name=adapter.name, sha256=adapter.sha256) for adapter in adapters],
+        encoder=config.encoder if fitted else None, of=config.of if fitted else None,
     )  # fmt: skip
     trained = None
     if config.train == "router+experts":
