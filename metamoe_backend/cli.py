@@ -10,8 +10,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
+from metamoe_backend.config import RoutingMode
 from metamoe_backend.errors import MetaMoEError
 
 Verb = Callable[[argparse.Namespace], dict[str, Any]]
@@ -238,6 +239,10 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--plan", help="plan to train under (default: the newest)")
     source.add_argument("--task", dest="tasks", nargs="+", metavar="TASK", help="all questions of these tasks instead")
     source.add_argument("--data", metavar="RUN", help="the rows of a data selection instead")
+    _add_run_options(parser)
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", help="base model: smollm2-135m, a local folder or a hub id")
     parser.add_argument("--steps", type=int, help="optimizer steps")
     parser.add_argument("--device", help="auto, cpu or cuda:N")
@@ -247,10 +252,20 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     _add_set(parser)
 
 
+def _add_sequence_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="the steps are called NAME-1, NAME-2 and so on")
+    parser.add_argument(
+        "--order", nargs="+", required=True, metavar="X", help="experts of --plan, or without it tasks, in order"
+    )
+    parser.add_argument("--plan", help="plan whose experts are learnt one after the other")
+    parser.add_argument("--replay", type=float, help="share of each earlier step's questions that is read again")
+    _add_run_options(parser)
+
+
 def _add_mixture_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name")
     parser.add_argument("--experts", required=True, metavar="A,B,…", help="experts of the bank, in gate order")
-    parser.add_argument("--mode", choices=["token", "task", "two-level", "uniform"])
+    parser.add_argument("--mode", choices=get_args(RoutingMode))
     parser.add_argument("--top-k", type=int, help="experts chosen per token")
     _add_training_options(parser)
 
@@ -282,8 +297,8 @@ def _add_expert_verbs(add: Add) -> None:
     data.add_argument("--out", metavar="CSV", help="write each row with its decision and reason here")
     _add_set(data)
 
-    train = add("train", "Train an expert, the mixed-data baseline, or a mixture.")
-    kinds = train.add_subparsers(dest="kind", required=True, metavar="expert|mixed|moe")
+    train = add("train", "Train an expert, the mixed-data baseline, a sequence, or a mixture.")
+    kinds = train.add_subparsers(dest="kind", required=True, metavar="expert|mixed|sequence|moe")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
     expert = kinds.add_parser("expert", parents=[common], help="one expert of a plan")
@@ -292,6 +307,8 @@ def _add_expert_verbs(add: Add) -> None:
     mixed = kinds.add_parser("mixed", parents=[common], help="one adapter on all skills together")
     mixed.add_argument("name", nargs="?", default="mixed")
     _add_training_options(mixed)
+    sequence = kinds.add_parser("sequence", parents=[common], help="one adapter, task after task, kept after each")
+    _add_sequence_options(sequence)
     moe = kinds.add_parser("moe", parents=[common], help="a mixture of experts")
     _add_mixture_options(moe)
     alias = add("moe", "Train a mixture of experts (the same as `train moe`).")

@@ -61,7 +61,7 @@ def field_labels() -> dict[str, str]:
         "experts": _("Experts"), "mode": _("Routing"), "top_k": _("Experts per token"),
         "prior_strength": _("Prior strength λ"), "task_top_m": _("Keep the m most probable"),
         "granularity": _("Gates"), "no_expert": _("Base model may answer"), "encoder": _("Encoder"),
-        "of": _("Router reads"), "train": _("What learns"), "balance": _("Load-balance weight"),
+        "of": _("Router reads"), "train": _("What learns"), "balance": _("Load-balance weight"), "temperature": _("Temperature"), "from_scratch": _("Fresh experts"),
         "systems": _("Systems"), "tasks": _("Tasks"), "n_shot": _("Examples shown"),
         "batch_tokens": _("Tokens per pass"), "max_new_tokens": _("Longest answer, tokens"),
         "activations": _("Record the routers"), "token_sample": _("Questions kept token by token"),

@@ -172,10 +172,11 @@ def _render_training(kind: str, key: str, initial: Mapping[str, Any]) -> dict[st
     if kind == "moe":
         values = render_fields(MoeConfig, ["name", "plan", "experts"], options)
         values |= render_fields(MoeConfig, ["mode", "top_k", "device"], options)
-        others = [name for name in MoeConfig.model_fields if name not in (*values, "optim")]
+        others = [name for name in MoeConfig.model_fields if name not in (*values, "optim", "lora")]
         with st.container(horizontal=True):
             with st.popover(_("More settings"), icon=":material/tune:", key=f"{key}_more"):
                 values |= render_fields(MoeConfig, others, options, columns=2)
+            values["lora"] = render_nested(MoeConfig, "lora", options, _("Fresh experts"))
             values["optim"] = render_nested(MoeConfig, "optim", options, _("How long and how fast"))
         return values
     values = {"kind": kind, **render_fields(TrainConfig, ["plan", "name", "base"], options)}
@@ -194,6 +195,10 @@ def _mode_words() -> dict[str, str]:
         "task": _("per question"),
         "two-level": _("two levels: question and token"),
         "uniform": _("equal weights"),
+        "loramoe": _("per token, all experts (LoRAMoE)"),
+        "arrow": _("per token, nothing to train (Arrow)"),
+        "xlora": _("per token, after a first reading (X-LoRA)"),
+        "phatgoose": _("per token, each expert's own gate (PHATGOOSE)"),
     }
 
 
