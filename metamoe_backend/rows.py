@@ -322,7 +322,9 @@ class System:
     """Anything that can be evaluated."""
 
     system: Annotated[str, "name: base, an adapter's name, or a mixture's"]
-    kind: Annotated[str, "base, expert, mixed or moe"]
+    kind: Annotated[
+        str, "base, expert, mixed, baseline (a step of a sequence, or full training guarded against forgetting) or moe"
+    ]
     base: Annotated[str, "base model"]
     path: Annotated[str, "folder relative to the workspace; empty for the base model"]
     experts: Annotated[list[str], "experts of a mixture, in gate order"]

@@ -23,6 +23,7 @@ from metamoe_backend.config import (
     MetaQuestionConfig,
     MoeConfig,
     OptimSettings,
+    SequenceConfig,
     StageConfig,
     SuggestConfig,
     TrainConfig,
@@ -108,6 +109,12 @@ CASES: list[tuple[str, StageConfig, str]] = [
     ),
     ("train", TrainConfig(name="new", tasks=["a", "rg/b"]), "train expert new --task a rg/b"),
     ("train", TrainConfig(name="new", data="run-7", limit=9), "train expert new --data run-7 --limit 9"),
+    (
+        "sequence",
+        SequenceConfig(name="seq", order=["a", "b/c"], replay=0.1, optim=OptimSettings(steps=9)),
+        "train sequence seq --order a b/c --replay 0.1 --steps 9",
+    ),
+    ("sequence", SequenceConfig(name="seq", plan="p", order=["x", "y"]), "train sequence seq --order x y --plan p"),
     ("moe", MoeConfig(name="both", experts=["a", "b"], plan="one"), "train moe both --experts a,b --plan one"),
     (
         "moe",

@@ -1,5 +1,7 @@
 """Accuracy against base, own and other tasks, and the formulas of sequential training."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -119,3 +121,47 @@ def test_a_frame_without_rows_keeps_its_columns():
     assert forgetting.compare_systems(PREDICTIONS, []).columns[:3].tolist() == ["system", "reference", "task"]
     assert forgetting.compute_accuracies(PREDICTIONS.head(0)).empty
     assert isinstance(forgetting.compute_differences_to_base(PREDICTIONS.head(0)), pd.DataFrame)
+
+
+# ---- sequences among the systems -------------------------------------------------------------------------------------
+
+
+def make_steps(count: int, run_id: str = "run", order=("one", "two", "three")) -> pd.DataFrame:
+    settings = [
+        {"name": "seq", "replay": 0.1, "order": list(order), "step": i + 1, "step_label": order[i], "step_tasks": tasks}
+        for i, tasks in zip(range(count), (["sum"], ["facts", "more"], ["last"]), strict=False)
+    ]
+    names = [f"seq-{i + 1}" for i in range(count)]
+    return pd.DataFrame({"system": names, "run_id": run_id, "settings": [json.dumps(each) for each in settings]})
+
+
+def test_a_sequence_is_found_by_the_settings_of_its_steps():
+    alone = pd.DataFrame({"system": ["base", "arith"], "run_id": ["a", "b"], "settings": ["{}", '{"name": "x"}']})
+    (found,) = forgetting.find_sequences(pd.concat([alone, make_steps(3).iloc[::-1]]))
+    assert found.steps == ["seq-1", "seq-2", "seq-3"] and found.labels == ["one", "two", "three"]
+    assert found.tasks == [["sum"], ["facts", "more"], ["last"]] and found.replay == 0.1
+    assert forgetting.find_sequences(pd.concat([alone, make_steps(2)])) == [], "a sequence that was cut short"
+
+
+def test_the_matrix_pools_the_tasks_of_a_step_and_gives_the_measures():
+    correct = [  # questions x systems: base, seq-1, seq-2, seq-3, mixed
+        *([0, 1, 0, 0, 1], [0, 1, 1, 0, 1]),  # sum
+        *([1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [0, 0, 1, 0, 1], [0, 0, 1, 0, 1]),  # facts, more
+        *([0, 0, 0, 1, 1],),  # last
+    ]
+    tasks = ["sum", "sum", "facts", "facts", "more", "more", "last"]
+    systems = ["base", "seq-1", "seq-2", "seq-3", "mixed"]
+    predictions = make_predictions(np.array(correct), systems, tasks)
+    (sequence,) = forgetting.find_sequences(make_steps(3))
+    cells = forgetting.compute_sequence_accuracies(predictions, sequence, ["base", "mixed"])
+    matrix = forgetting.pivot_accuracies(cells, sequence.steps, sequence.labels)
+    np.testing.assert_array_equal(matrix, [[1, 0.25, 0], [0.5, 1, 0], [0, 0.5, 1]])
+    assert cells.set_index(["system", "task"]).loc[("seq-1", "two"), "n"] == 4
+    measures = forgetting.summarise_training_sequence(cells, sequence, mixed="mixed").set_index("measure")["value"]
+    assert measures["BWT"] == pytest.approx(((0 - 1) + (0.5 - 1)) / 2)
+    assert measures["FWT"] == pytest.approx(((0.25 - 0.25) + (0 - 0)) / 2) and measures["I"] == 0
+    without = forgetting.compute_sequence_accuracies(predictions, sequence)
+    assert set(forgetting.summarise_training_sequence(without, sequence)["measure"]) == {"ACC", "BWT", "F"}
+    with pytest.raises(NotFoundError, match="System 'seq-3' was not evaluated on last"):
+        unseen = predictions[(predictions["system"] != "seq-3") | (predictions["task"] != "last")]
+        forgetting.compute_sequence_accuracies(unseen, sequence)

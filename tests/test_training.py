@@ -387,11 +387,36 @@ def test_a_loss_that_becomes_nan_ends_the_run_with_the_step(tmp_path: Path, load
         if len(passes) == 3:
             next(parameter for parameter in model.parameters() if parameter.requires_grad).data.fill_(float("nan"))
 
-    with pytest.raises(ConfigError, match=r"NaN at step 3; lower the learning rate \(it is 0.001\)"):
+    kept = r"the last good checkpoint is checkpoint-2 in .*checkpoints\. Lower the learning rate \(it is 0.001\)"
+    context = RecordingContext(tmp_path)
+    with pytest.raises(ConfigError, match=rf"NaN at step 3; {kept}"):
         run_training(
-            model, examples, [], OptimSettings(steps=8, batch_size=8), RecordingContext(tmp_path),
+            model, examples, [], OptimSettings(steps=8, batch_size=8, save_every=1), context,
             device=loaded.device, pad_token=256, before_forward=poison,
         )  # fmt: skip
+    found = find_checkpoint(context.scratch)
+    assert found is not None and found.name == "checkpoint-2"
+
+
+def test_an_update_that_breaks_the_weights_is_never_saved(tmp_path: Path, loaded) -> None:
+    model = expert.add_lora(loaded.model, LoraSettings(rank=2), 0)
+    examples = expert.make_question_examples(loaded.tokenizer, make_questions(), 64)
+    first = next(parameter for parameter in model.parameters() if parameter.requires_grad)
+    seen: list[int] = []
+
+    def poison_gradient(gradient: torch.Tensor) -> torch.Tensor:
+        seen.append(1)
+        return gradient * float("nan") if len(seen) == 3 else gradient
+
+    first.register_hook(poison_gradient)
+    context = RecordingContext(tmp_path)
+    with pytest.raises(ConfigError, match="NaN at step 3; the last good checkpoint is checkpoint-2 in"):
+        run_training(
+            model, examples, [], OptimSettings(steps=8, batch_size=8, save_every=1), context,
+            device=loaded.device, pad_token=256,
+        )  # fmt: skip
+    found = find_checkpoint(context.scratch)
+    assert found is not None and found.name == "checkpoint-2"
 
 
 def test_too_little_memory_is_a_sentence(tmp_path: Path, loaded) -> None:

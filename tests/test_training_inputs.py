@@ -7,6 +7,7 @@ from metamoe_backend.config import ImportAdapterConfig, MoeConfig, TrainConfig, 
 from metamoe_backend.errors import ConfigError, ConflictError, NotFoundError
 from metamoe_backend.experts import bank
 from metamoe_backend.store.connection import Store
+from metamoe_backend.store.data_selections import fetch_data_selections
 from metamoe_backend.store.experts import fetch_adapters, fetch_plans, fetch_training_questions
 from metamoe_backend.store.questions import fetch_questions, fetch_task_names
 from metamoe_backend.train import expert, moe, sources
@@ -106,19 +107,13 @@ def test_a_mixture_without_a_plan_teaches_its_gates_with_every_question(full: St
 
 
 def test_rows_of_a_data_selection(full: Store) -> None:
-    task = fetch_task_names(full)[0]
-    rows = [("selected", 0), ("similar", 1), ("selected", 2), ("leak", 3), ("shot", 0), ("shot", 1)]
-    for decision, position in rows:
-        full.cursor().execute(
-            "INSERT INTO selected_row (run_id, position, task, prompt, answer, score, nearest, decision) "
-            "VALUES ('chosen', ?, ?, ?, 'yes', 0.5, 'q', ?)",
-            [position, task, f"{decision} {position}", decision],
-        )
-    questions = expert.prepare(full, TrainConfig(name="newcomer", data="chosen"))["questions"]
-    assert questions["prompt"].tolist() == ["shot 0", "shot 1", "selected 0", "selected 2"]
-    assert questions["question_id"].is_unique and questions["task"].eq(task).all()
+    made = fetch_data_selections(full).iloc[0]
+    questions = expert.prepare(full, TrainConfig(name="newcomer", data=made["run_id"]))["questions"]
+    rows = full.frame("SELECT prompt FROM selected_row WHERE decision IN ('shot', 'selected')")
+    assert sorted(questions["prompt"]) == sorted(rows["prompt"]) and len(rows) == made["shot"] + made["selected"]
+    assert questions["question_id"].is_unique and questions["task"].eq(made["task"]).all()
     assert questions["template"].str.contains("{prompt}", regex=False).all()
-    with pytest.raises(NotFoundError, match="Data selection 'none' does not exist or chose no row"):
+    with pytest.raises(NotFoundError, match="Data selection 'none' does not exist"):
         expert.prepare(full, TrainConfig(name="newcomer", data="none"))
 
 

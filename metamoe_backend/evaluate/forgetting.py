@@ -6,6 +6,7 @@ sequential training are in METHODS section 3; `FORMULAS` is what a page prints b
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,73 @@ FORMULAS = {
 ACC, BWT, FWT: Lopez-Paz & Ranzato (2017), arXiv 1706.08840. F (forgetting), I (intransigence): Chaudhry et al.
 (2018), arXiv 1801.10112. Other libraries average other cells under the same names, hence the formula beside a number.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSequence:
+    """One adapter trained task after task (stage "sequence"), and kept after each step."""
+
+    name: str
+    replay: float
+    steps: list[str]
+    """The system after each step, in order."""
+    labels: list[str]
+    """What each step learned: an expert or a task."""
+    tasks: list[list[str]]
+    """The tasks of each step."""
+
+
+def find_sequences(systems: pd.DataFrame) -> list[TrainingSequence]:
+    """The sequences whose steps are all among `systems` (rows.System), newest first."""
+    made: dict[str, list[tuple[str, dict]]] = {}
+    for row in systems.sort_values("run_id", ascending=False).itertuples():
+        settings = json.loads(str(row.settings))
+        if "step" in settings:
+            made.setdefault(str(row.run_id), []).append((str(row.system), settings))
+    found = []
+    for steps in made.values():
+        steps.sort(key=lambda step: step[1]["step"])
+        first = steps[0][1]
+        if len(steps) == len(first["order"]):
+            labels, tasks = [s["step_label"] for _, s in steps], [s["step_tasks"] for _, s in steps]
+            found.append(TrainingSequence(first["name"], first["replay"], [name for name, _ in steps], labels, tasks))
+    return found
+
+
+def compute_sequence_accuracies(
+    predictions: pd.DataFrame, sequence: TrainingSequence, others: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Accuracy of the steps of a sequence, and of `others`, on what each step learned: R[i,j] in rows.
+
+    Columns system, task (the step's label; a step's tasks are pooled), correct, n, accuracy, low, high (Wilson). Only
+    questions that every one of these systems answered count. Raises `NotFoundError` where a step has none.
+    """
+    rows = []
+    systems = [*sequence.steps, *others]
+    for label, tasks in zip(sequence.labels, sequence.tasks, strict=True):
+        part = predictions[predictions["task"].isin(tasks)]
+        missing = [name for name in systems if name not in set(part["system"])]
+        if missing:
+            raise NotFoundError(f"System {missing[0]!r} was not evaluated on {', '.join(tasks)}; evaluate it first.")
+        solved = compute_answer_table(part, systems)
+        rows += [(name, label, int(solved[name].sum()), len(solved)) for name in systems]
+    frame = pd.DataFrame(rows, columns=["system", "task", "correct", "n"])
+    frame["accuracy"] = frame["correct"] / frame["n"]
+    frame["low"], frame["high"] = compute_wilson_interval(frame["correct"], frame["n"])
+    return frame
+
+
+def summarise_training_sequence(
+    accuracies: pd.DataFrame, sequence: TrainingSequence, base: str = "base", mixed: str | None = None
+) -> pd.DataFrame:
+    """`summarise_sequence` of `compute_sequence_accuracies`; FWT and I where base and the mixed system are among them."""
+    there = set(accuracies["system"])
+    after = pivot_accuracies(accuracies, sequence.steps, sequence.labels)
+    references = [
+        pivot_accuracies(accuracies, [name], sequence.labels)[0] if name is not None and name in there else None
+        for name in (base, mixed)
+    ]
+    return summarise_sequence(after, *references)
 
 
 def find_baselines(systems: pd.DataFrame) -> list[str]:

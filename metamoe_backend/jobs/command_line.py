@@ -61,6 +61,10 @@ _VERBS = {
         "mapping": ("--map", "pairs"), "keep_good": ("--keep-good", "switch"),
     }, always=("budget",)),
     "train": _Verb(("train", "{kind}", "{name}"), _TRAINING, always=("plan",)),
+    "sequence": _Verb(("train", "sequence", "{name}"), {
+        "order": ("--order", "list"), "replay": ("--replay", "value"),
+        **{name: option for name, option in _TRAINING.items() if name not in ("tasks", "data")},
+    }, always=("order",)),
     "moe": _Verb(("train", "moe", "{name}"), {
         "experts": ("--experts", "commas"), **_TRAINING, "mode": ("--mode", "value"), "top_k": ("--top-k", "value"),
     }, always=("plan", "experts")),

@@ -92,21 +92,6 @@ def fetch_task_questions(store: Store, tasks: Sequence[str], split: str) -> pd.D
     )
 
 
-def fetch_selected_questions(store: Store, run_id: str) -> pd.DataFrame:
-    """Rows that a data selection chose, its shots first: question_id, task (the target), template, prompt, answer,
-    meta_question (NULL). A row's id is made of the run and its place there: most rows are no question of a task.
-    """
-    return store.frame(
-        """
-        SELECT $run || ':' || decision || ':' || row.position AS question_id, row.task, template, prompt, answer,
-            NULL::VARCHAR AS meta_question
-        FROM selected_row AS row JOIN task ON task.task = row.task
-        WHERE row.run_id = $run AND decision IN ('shot', 'selected') ORDER BY decision <> 'shot', row.position
-        """,
-        {"run": run_id},
-    )
-
-
 def fetch_adapters(store: Store, names: Sequence[str] | None = None) -> pd.DataFrame:
     """Adapters of the bank (rows.Adapter columns), newest first; raises `NotFoundError` for an unknown name."""
     adapters = store.frame("SELECT * FROM adapter ORDER BY created_at DESC, adapter")

@@ -87,7 +87,7 @@ def run_training(
             f"{device} ran out of memory at batches of {planned.shape[1]} questions of up to {lengths.max()} tokens; "
             "lower optim.batch_size or optim.max_tokens, or choose another device."
         ) from None
-    _require_finite(trainer, optim)
+    _require_finite(trainer)
     model.eval()
     state = trainer.state
     return TrainingResult(
@@ -178,14 +178,12 @@ def _compute_eval_loss(trainer: "AnswerTrainer", held_back: Sequence[Example], b
     return total / count
 
 
-def _require_finite(trainer: "AnswerTrainer", optim: OptimSettings) -> None:
+def _require_finite(trainer: "AnswerTrainer") -> None:
     """The last update has no later loss to show that it failed: look at the parameters themselves."""
-    import torch
+    from metamoe_backend.train.trainer import all_finite, trained_parameters
 
-    from metamoe_backend.train.trainer import diverged, trained_parameters
-
-    if not all(torch.isfinite(values).all() for values in trained_parameters(trainer.model).values()):
-        raise diverged(trainer.state.global_step, optim.learning_rate)
+    if not all_finite(trained_parameters(trainer.model).values()):
+        raise trainer.make_divergence(trainer.state.global_step)
 
 
 def _make_metric_rows(history: Sequence[dict[str, float]]) -> pd.DataFrame:

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from metamoe_backend.config import SourceSettings
-from metamoe_backend.errors import NotFoundError
 
 if TYPE_CHECKING:
     from metamoe_backend.store.connection import Store
 
 COLUMNS = ["question_id", "task", "template", "prompt", "answer", "skill", "expert", "meta_question"]
+NULLABLE = ["skill", "expert", "meta_question"]
 
 
 def fetch_training_rows(store: "Store", config: SourceSettings) -> pd.DataFrame:
@@ -19,23 +19,16 @@ def fetch_training_rows(store: "Store", config: SourceSettings) -> pd.DataFrame:
     Without a plan, skill and expert are NULL. Rows of a data selection have no meta-question and carry the template
     of their target task. Raises `NotFoundError` for an unknown plan, task or data selection.
     """
+    from metamoe_backend.store.data_selections import fetch_selected_questions
     from metamoe_backend.store.experts import fetch_task_questions, fetch_training_questions
 
     if config.plan is not None:
         return fetch_training_questions(store, config.plan, config.split)[COLUMNS]
-    rows = fetch_task_questions(store, config.tasks, config.split) if config.tasks else _fetch_selected(store, config)
-    return rows.assign(skill=None, expert=None)[COLUMNS].astype({"skill": object, "expert": object})
-
-
-def _fetch_selected(store: "Store", config: SourceSettings) -> pd.DataFrame:
-    from metamoe_backend.store.experts import fetch_selected_questions
-
-    rows = fetch_selected_questions(store, str(config.data))
-    if rows.empty:
-        raise NotFoundError(
-            f"Data selection {config.data!r} does not exist or chose no row; give the run id that `select-data` says."
-        )
-    return rows
+    if config.data is not None:
+        rows = fetch_selected_questions(store, config.data).assign(meta_question=None)
+    else:
+        rows = fetch_task_questions(store, config.tasks, config.split)
+    return rows.assign(skill=None, expert=None)[COLUMNS].astype(dict.fromkeys(NULLABLE, object))
 
 
 def describe_source(config: SourceSettings) -> str:

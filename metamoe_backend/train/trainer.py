@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from transformers import (  # noqa: TID253
 
 from metamoe_backend.errors import ConfigError, StopRequested
 from metamoe_backend.stage import Context
-from metamoe_backend.train.checkpoints import prune_checkpoints, seal_checkpoint
+from metamoe_backend.train.checkpoints import find_checkpoint, prune_checkpoints, seal_checkpoint
 from metamoe_backend.train.examples import Batch, Example, collate
 
 BeforeForward = Callable[[Batch], None]
@@ -166,8 +166,11 @@ class AnswerTrainer(Trainer):
             self.last["auxiliary_loss"] = auxiliary.item()
             loss = loss + auxiliary
         if not all(math.isfinite(value) for value in self.last.values()):
-            raise diverged(self.state.global_step + 1, self.args.learning_rate)
+            raise self.make_divergence(self.state.global_step + 1)
         return loss
+
+    def make_divergence(self, step: int) -> ConfigError:
+        return diverged(step, self.args.learning_rate, Path(str(self.args.output_dir)))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Nothing: `Reporter` reports."""
@@ -178,8 +181,11 @@ class AnswerTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
+        trained = trained_parameters(self.model)
+        if not all_finite(trained.values()):  # the update of this very step: no loss has shown it yet
+            raise self.make_divergence(self.state.global_step)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(trained_parameters(self.model), folder / TRAINED)
+        save_file(trained, folder / TRAINED)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         saved = load_file(Path(resume_from_checkpoint) / TRAINED)
@@ -331,6 +337,15 @@ def measure_memory_mb(device: torch.device) -> float:
     return psutil.Process().memory_info().rss / 1e6
 
 
-def diverged(step: int, learning_rate: float) -> ConfigError:
-    """The error of a training that blew up."""
-    return ConfigError(f"The loss became NaN at step {step}; lower the learning rate (it is {learning_rate:g}).")
+def diverged(step: int, learning_rate: float, scratch: Path) -> ConfigError:
+    """The error of a training that blew up at `step`, naming the last good checkpoint in `scratch`."""
+    kept = find_checkpoint(scratch)
+    last = f"the last good checkpoint is {kept.name} in {kept.parent}" if kept else "there was no checkpoint yet"
+    return ConfigError(
+        f"The loss became NaN at step {step}; {last}. Lower the learning rate (it is {learning_rate:g}) and start anew."
+    )
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether every number is one."""
+    return all(bool(torch.isfinite(values).all()) for values in tensors)

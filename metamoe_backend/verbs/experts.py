@@ -36,6 +36,9 @@ def newest_plan(store: Store) -> str:
 def run_train(options: argparse.Namespace) -> Result:
     if options.kind == "moe":
         return run_moe(options)
+    if options.kind == "sequence":
+        values = given(options, "name", "order", "plan", "replay", "base", "device", "limit")
+        return _train(options, "sequence", values | {"optim": given(options, "steps", "seed")})
     values = given(options, "name", "plan", "tasks", "data", "base", "device", "limit") | {
         "kind": options.kind,
         "optim": {},
@@ -54,7 +57,7 @@ def run_moe(options: argparse.Namespace) -> Result:
 def _train(options: argparse.Namespace, stage: str, values: Result) -> Result:
     with open_store(options) as store:
         values = merge_settings(values, options.set)
-        if not any(values.get(source) for source in ("plan", "tasks", "data")):
+        if stage != "sequence" and not any(values.get(source) for source in ("plan", "tasks", "data")):
             values["plan"] = newest_plan(store)
         run = launch(store, stage, values, options.by)
     if options.wait:

@@ -98,15 +98,46 @@ def run_outcomes(options: argparse.Namespace) -> Result:
 
 def run_forgetting(options: argparse.Namespace) -> Result:
     from metamoe_backend.evaluate.forgetting import compute_accuracies, compute_differences_to_base
+    from metamoe_backend.store.experts import fetch_systems
 
     with open_store(options) as store:
         predictions = _require_predictions(store, options.system, options.task)
+        systems = fetch_systems(store)
+    sequences = _summarise_sequences(predictions, systems)
     if options.system:
         predictions = predictions[predictions["system"].isin([*options.system, "base"])]
     tables = {"accuracy": compute_accuracies(predictions)}
     if (predictions["system"] == "base").any():
         tables["difference_to_base"] = compute_differences_to_base(predictions)
-    return show_tables(options, tables)
+    return show_tables(options, tables | sequences)
+
+
+def _summarise_sequences(predictions: pd.DataFrame, systems: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """R[i,j] and the measures of every sequence whose steps were all evaluated; nothing where there is none."""
+    from metamoe_backend.evaluate.forgetting import (
+        compute_sequence_accuracies,
+        find_baselines,
+        find_sequences,
+        summarise_training_sequence,
+    )
+
+    evaluated = set(predictions["system"])
+    mixed = next((name for name in find_baselines(systems) if name in evaluated), None)
+    others = [name for name in ("base", mixed) if name is not None and name in evaluated]
+    matrices, measures = [], []
+    for sequence in find_sequences(systems):
+        if not set(sequence.steps) <= evaluated:
+            continue
+        try:
+            found = compute_sequence_accuracies(predictions, sequence, others)
+        except NotFoundError as error:
+            say(f"Sequence {sequence.name}: {error}")
+            continue
+        matrices.append(found.assign(sequence=sequence.name))
+        measures.append(summarise_training_sequence(found, sequence, mixed=mixed).assign(sequence=sequence.name))
+    if not matrices:
+        return {}
+    return {"sequence_accuracy": pd.concat(matrices), "sequence_measures": pd.concat(measures)}
 
 
 def run_report(options: argparse.Namespace) -> Result:

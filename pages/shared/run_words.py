@@ -44,6 +44,7 @@ def stage_name(stage: str) -> str:
         "import": _("import of an adapter"),
         "select": _("selection of experts"),
         "train": _("training"),
+        "sequence": _("training in sequence"),
         "moe": _("mixture"),
         "evaluate": _("evaluation"),
         "force": _("forced experts"),
