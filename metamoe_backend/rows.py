@@ -4,8 +4,8 @@ Each table is fed by exactly one source, so that `rebuild` can make the database
 
     runs (Parquet parts named in a manifest)    task question rejected_row meta_question embedding map map_point
                                                 cluster suggestion labelling labelling_item adapter system metric
-                                                prediction activation token_activation route counterfactual
-                                                selected_row
+                                                prediction activation token_activation route candidate_shot
+                                                candidate candidate_pair counterfactual selected_row
     the run folder itself                       run part
     events (what people did)                    cluster_move cluster_edit skill label rejection skill_constraint
                                                 meta_question_edit plan plan_entry review event
@@ -554,6 +554,7 @@ TABLES: dict[str, type] = {
     "labelling_item": LabellingItem, "plan": Plan, "plan_entry": PlanEntry, "adapter": Adapter, "system": System,
     "run": Run, "metric": Metric, "prediction": Prediction,
     "activation": Activation, "token_activation": TokenActivation, "route": Route,
+    "candidate_shot": CandidateShot, "candidate": Candidate, "candidate_pair": CandidatePair,
     "counterfactual": Counterfactual, "selected_row": SelectedRow,
     "review": Review, "event": Event, "part": Part,
 }  # fmt: skip
@@ -561,7 +562,7 @@ TABLES: dict[str, type] = {
 RUN_TABLES = (
     "task", "question", "rejected_row", "meta_question", "embedding", "map", "map_point", "cluster", "suggestion",
     "labelling", "labelling_item", "adapter", "system", "metric", "prediction", "activation", "token_activation",
-    "route", "counterfactual", "selected_row",
+    "route", "candidate_shot", "candidate", "candidate_pair", "counterfactual", "selected_row",
 )  # fmt: skip
 """Tables that run manifests feed."""
 
