@@ -20,6 +20,7 @@ export default function ({ data, setStateValue, setTriggerValue }) {
   const find = () => document.querySelector(`${place} .js-plotly-plot`)
   const short = (values) => Array.from(values, (value) => Number(Number(value).toPrecision(7)))
   let pressed = null
+  let moved = false
   let looking = 0
   let clicking = 0
 
@@ -53,15 +54,18 @@ export default function ({ data, setStateValue, setTriggerValue }) {
   const press = (event) => {
     clearTimeout(clicking)
     pressed = over(event) ? event : null
+    moved = false
     const figure = find()
     if (pressed && figure) listen(figure)
+  }
+  const move = (event) => {  // a lasso may well end where it began: that is no click
+    if (pressed) moved ||= Math.hypot(event.clientX - pressed.clientX, event.clientY - pressed.clientY) >= 4
   }
   const release = (event) => {
     if (!pressed) return
     soon()
-    const still = Math.hypot(event.clientX - pressed.clientX, event.clientY - pressed.clientY) < 4
     const plot = pressed.target.closest(".nsewdrag")
-    if (still && plot) clicking = setTimeout(() => click(plot.getBoundingClientRect(), event), 350)
+    if (!moved && plot) clicking = setTimeout(() => click(plot.getBoundingClientRect(), event), 350)
     pressed = null
   }
   const click = (frame, event) => {
@@ -72,6 +76,7 @@ export default function ({ data, setStateValue, setTriggerValue }) {
   }
   const turn = (event) => { if (over(event)) soon() }
   document.addEventListener("pointerdown", press, true)
+  document.addEventListener("pointermove", move, true)
   document.addEventListener("pointerup", release, true)
   document.addEventListener("wheel", turn, { capture: true, passive: true })
   return () => {
@@ -79,6 +84,7 @@ export default function ({ data, setStateValue, setTriggerValue }) {
     clearTimeout(clicking)
     forget(find())
     document.removeEventListener("pointerdown", press, true)
+    document.removeEventListener("pointermove", move, true)
     document.removeEventListener("pointerup", release, true)
     document.removeEventListener("wheel", turn, { capture: true })
   }

@@ -22,7 +22,7 @@ from pages.shared.text import plain
 
 NEAREST = 100
 """Of similar questions so many are shown; further ones are hardly alike."""
-_CONFIDENCE = "find_confidence"
+_CONFIDENCE, _TAKEN = "find_confidence", "find_taken"
 
 
 @per_version_shared
@@ -47,6 +47,7 @@ def load_names(store: Store, map_id: str | None) -> dict[str, dict[str, str]]:
 
 def render_find(store: Store, map_id: str | None) -> Filters:
     """Search, filters and chips; returns what is looked for. Clusters to choose from are those of `map_id`."""
+    st.session_state.pop(_TAKEN, None)  # the page runs: what was chosen is known
     wrong = restore_filters()
     names = load_names(store, map_id)
     names["skills"][NO_SKILL] = _("no skill yet")
@@ -67,8 +68,7 @@ def render_find(store: Store, map_id: str | None) -> Filters:
             _("Search the text"), "" if begun else filters.text, key="find_text", icon=":material/search:", label_visibility="collapsed", width="stretch",
             placeholder=_("words of a question; \"in quotes\": as written"), on_change=_take, args=("text",),
         )  # fmt: skip
-        with st.popover(_("Filter"), icon=":material/filter_list:", key="find_filters"):
-            _render_choices(filters, names)
+        _render_choices(filters, names)
     if filters:
         _render_found(store, filters, names)
     return filters
@@ -110,7 +110,18 @@ def _keep(key: str, value: Any) -> None:
         st.session_state[key] = value
 
 
+@st.fragment
 def _render_choices(filters: Filters, names: dict[str, dict[str, str]]) -> None:
+    """A fragment: opening the filters runs nothing else, and while they are closed nothing of them is sent."""
+    if st.session_state.pop(_TAKEN, False):
+        st.rerun()
+    box = st.popover(_("Filter"), icon=":material/filter_list:", key="find_filters", on_change="rerun")
+    if box.open:
+        with box:
+            _render_parts(filters, names)
+
+
+def _render_parts(filters: Filters, names: dict[str, dict[str, str]]) -> None:
     for part, label in _part_names().items():
         chosen = list(getattr(filters, part))
         there = names[part]
@@ -130,6 +141,7 @@ def _render_choices(filters: Filters, names: dict[str, dict[str, str]]) -> None:
 def _take(part: str) -> None:
     value = st.session_state[f"find_{part}"]
     put_filters(replace(get_filters(), **{part: value.strip() if isinstance(value, str) else tuple(value)}))
+    st.session_state[_TAKEN] = True
 
 
 def _take_confidence() -> None:
@@ -137,6 +149,7 @@ def _take_confidence() -> None:
     put_filters(
         replace(get_filters(), confidence_from=low if low > 0 else None, confidence_below=below if below < 1 else None)
     )
+    st.session_state[_TAKEN] = True
 
 
 def _render_found(store: Store, filters: Filters, names: dict[str, dict[str, str]]) -> None:

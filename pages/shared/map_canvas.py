@@ -25,7 +25,6 @@ from pages.shared.find import load_found
 from pages.shared.i18n import _
 from pages.shared.layout import plain
 from pages.shared.map_data import (
-    HOVERED,
     NAMED,
     colour_name,
     group_points,
@@ -130,7 +129,7 @@ def _keep_or_redraw(store: Store, map_id: str, points: pd.DataFrame, clusters: p
 
     So does looking elsewhere where the map is a picture.
     """
-    dated = view.colour not in _OF_TEXTS or view.filters or len(points) <= HOVERED
+    dated = view.colour not in _OF_TEXTS or view.filters
     named = tuple(zip(clusters["cluster"], clusters["size"], clusters["name"], strict=True))
     signature = (map_id, view, named, store.version if dated else None)
     selected, camera = get_selection().questions, get_camera(FIGURE, map_id)

@@ -112,13 +112,16 @@ def render_noise_act(map_id: str, clusters: pd.DataFrame) -> None:
     )  # fmt: skip
 
 
+@st.fragment
 def render_move(map_id: str, ids: Sequence[str], clusters: pd.DataFrame) -> None:
     """Put the selected questions into another cluster, a new one, or the noise."""
+    box = st.popover(_("Move to a cluster"), icon=":material/drive_file_move:", key="map_move", on_change="rerun")
+    if not box.open:
+        return
     names = {**cluster_names(clusters), _NEW: _("a new cluster"), NOISE: _("noise")}
-    with st.popover(_("Move to a cluster"), icon=":material/drive_file_move:", key="map_move"):
+    with box:
         into = st.selectbox(_("Cluster"), list(names), format_func=names.get, key="map_move_into")
-        target = None if into == _NEW else into
-        st.button(
-            _("Move"), key="map_move_go", type="primary",
-            on_click=guarded(lambda: do(lambda store, by: move_questions(store, map_id, list(ids), target, by))),
-        )  # fmt: skip
+        if st.button(_("Move"), key="map_move_go", type="primary"):
+            target = None if into == _NEW else into
+            guarded(lambda: do(lambda store, by: move_questions(store, map_id, list(ids), target, by)))()
+            st.rerun()

@@ -34,9 +34,8 @@ def load_points(store: Store, map_id: str) -> pd.DataFrame:
     if len(points) > HOVERED:
         return points
     hover = [
-        f"{wrapped(text)}<br><i>{plain(task, 40)}</i>"
-        + (f" · <b>{plain(skill, 40)}</b>" if isinstance(skill, str) else "")
-        for text, task, skill in zip(fetch_map_texts(store, map_id), points["task"], points["skill"], strict=True)
+        f"{wrapped(text)}<br><i>{plain(task, 40)}</i>"  # not its skill: each label would send all texts again
+        for text, task in zip(fetch_map_texts(store, map_id), points["task"], strict=True)
     ]
     return points.assign(hover=hover)
 

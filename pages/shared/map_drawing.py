@@ -1,5 +1,7 @@
 """Drawing maps: the settings, what must come before, and the jobs that run."""
 
+from typing import get_args
+
 import pandas as pd
 import streamlit as st
 
@@ -7,6 +9,7 @@ from metamoe_backend.config import DEFAULT_ENCODER, ClusterConfig
 from metamoe_backend.jobs.run_folder import RunFolder, RunStatus
 from metamoe_backend.jobs.supervisor import cancel
 from metamoe_backend.launch import launch
+from metamoe_backend.rows import MetaQuestionMethod, Reading
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.ingestion import ingest_finished_runs
 from metamoe_backend.store.maps import fetch_embedded
@@ -43,27 +46,41 @@ def of_name(of: str) -> str:
     return {"question": _("questions"), "meta-question": _("meta-questions"), "both": _("both joined")}.get(of, of)
 
 
+def method_name(method: str) -> str:
+    """How meta-questions were built."""
+    return {"template": _("by template"), "llm": _("by a language model")}.get(method, method)
+
+
 def start(stage: str, values: dict) -> None:
-    """Queue a run and say so."""
-    launch(get_store(), stage, values, get_person())
+    """Queue a run and say so; what is joined is embedded in two."""
+    both = ("question", "meta-question") if stage == "embed" and values["of"] == "both" else (values["of"],)
+    for of in both:
+        launch(get_store(), stage, values | {"of": of}, get_person())
     said = _("The map is being drawn") if stage == "cluster" else _("The texts are being embedded")
     confirm(_("{what}; it goes on when you leave this page.").format(what=said))
 
 
+@st.fragment
 def render_draw_form(store: Store) -> None:
     """The settings of a map, in a popover. What is not embedded yet is offered to be."""
     opened = st.session_state.setdefault("map_drawings", 0)  # another key: the popover closes after a start
-    with (
-        st.popover(_("Draw a map"), icon=":material/scatter_plot:", type="primary", key=f"map_draw_{opened}"),
-        st.form("map_form"),
-    ):
+    box = st.popover(
+        _("Draw a map"), icon=":material/scatter_plot:", type="primary", key=f"map_draw_{opened}", on_change="rerun"
+    )
+    if not box.open:
+        return
+    with box, st.form("map_form"):
         of = st.segmented_control(
-            _("Of"), ["question", "meta-question"], default="question", format_func=of_name, key="map_new_of",
+            _("Of"), get_args(Reading), default="question", format_func=of_name, key="map_new_of",
             required=True, help=_(ClusterConfig.model_fields["of"].description or ""),
+        )  # fmt: skip
+        method = st.segmented_control(
+            _("Meta-questions"), get_args(MetaQuestionMethod), default="template", format_func=method_name,
+            key="map_new_method", required=True, help=_(ClusterConfig.model_fields["method"].description or ""),
         )  # fmt: skip
         options = FormOptions("map_new", choices={"encoder": ENCODERS}, free=frozenset({"encoder"}))
         names = ["encoder", "neighbours", "min_dist", "min_cluster_size", "seed"]
-        values = {"of": of} | render_fields(ClusterConfig, names, options, columns=2)
+        values = {"of": of, "method": method} | render_fields(ClusterConfig, names, options, columns=2)
         embedded = load_embedded(store)
         for row in embedded.itertuples():
             text = _("Embedded by {encoder}: {n} {of}").format(
@@ -76,7 +93,10 @@ def render_draw_form(store: Store) -> None:
             embed = st.form_submit_button(_("Embed first"), help=help_text)
     if draw or embed:
         with error_boundary():  # what is missing is said here; the map below stays
-            start("cluster" if draw else "embed", values if draw else {"encoder": values["encoder"], "of": of})
+            start(
+                "cluster" if draw else "embed",
+                values if draw else {"encoder": values["encoder"], "of": of, "method": method},
+            )
             st.session_state["map_drawings"] = opened + 1
             st.rerun()
 

@@ -61,22 +61,18 @@ def render_inspector(store: Store, map_id: str, points: pd.DataFrame, clusters: 
         open_page("skills")
 
 
-@st.fragment
 def render_label_control(store: Store, ids: Sequence[str], how: How, key: str) -> None:
-    """Give all these questions one skill, an existing or a new one. A fragment: choosing a name runs nothing else."""
+    """Give all these questions one skill, an existing or a new one. A form: choosing a name sends nothing."""
     skills = load_skills(store)["name"].tolist()
-    with st.container(gap="small"):
-        name = st.selectbox(
+    with st.form(f"{key}_form", border=False):
+        st.selectbox(
             _("Label as"), skills, index=None, key=key, accept_new_options=True,
             placeholder=_("a skill, or a new name"), label_visibility="collapsed",
         )  # fmt: skip
-        stored = st.button(
-            _("Label all {n}").format(n=f"{len(ids):,}"), key=f"{key}_go", type="primary", disabled=not name,
-            icon=":material/label:", width="stretch",
+        st.form_submit_button(
+            _("Label all {n}").format(n=f"{len(ids):,}"), key=f"{key}_go", type="primary", icon=":material/label:",
+            width="stretch", on_click=guarded(lambda: label_all(ids, st.session_state[key], how)),
         )  # fmt: skip
-    if stored:
-        guarded(label_all)(ids, name, how)
-        st.rerun()
 
 
 def label_all(ids: Sequence[str], name: str | None, how: How) -> None:

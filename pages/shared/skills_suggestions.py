@@ -1,6 +1,7 @@
 """Suggestions: making them, looking at them, accepting them."""
 
 from collections.abc import Mapping
+from typing import get_args
 
 import pandas as pd
 import streamlit as st
@@ -8,6 +9,7 @@ import streamlit as st
 from metamoe_backend.config import DEFAULT_ENCODER, SuggestConfig
 from metamoe_backend.figures.skills import make_probability_figure
 from metamoe_backend.launch import run_now
+from metamoe_backend.rows import MetaQuestionMethod, Reading
 from metamoe_backend.store.acts import undo
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.finding import Filters
@@ -17,6 +19,7 @@ from pages.shared.errors import error_boundary, guarded
 from pages.shared.find import keep_found
 from pages.shared.i18n import _, ngettext
 from pages.shared.layout import confirm, plain, question_text
+from pages.shared.map_drawing import method_name, of_name
 from pages.shared.skill_cells import as_chips, skill_chips
 from pages.shared.skills_data import load_newest_map
 from pages.shared.state import get_person, get_store
@@ -50,11 +53,15 @@ def render_suggestions(store: Store, suggestions: pd.DataFrame, skills: pd.DataF
 def _render_suggest(store: Store, suggestions: pd.DataFrame) -> None:
     """The step runs here and now: it takes seconds."""
     newest = load_newest_map(store) or {"encoder": DEFAULT_ENCODER, "of": "question"}
-    words = {"question": _("questions"), "meta-question": _("meta-questions"), "both": _("both joined")}
     with st.container(horizontal=True, vertical_alignment="bottom"):
         of = st.segmented_control(
-            _("Read"), list(words), default=newest["of"], format_func=words.get, key="skills_suggest_of", required=True,
+            _("Read"), get_args(Reading), default=newest["of"], format_func=of_name, key="skills_suggest_of", required=True,
             help=_(SuggestConfig.model_fields["of"].description or ""),
+        )  # fmt: skip
+        method = st.segmented_control(
+            _("Meta-questions"), get_args(MetaQuestionMethod), default="template", format_func=method_name,
+            key="skills_suggest_method", required=True, disabled=of == "question",
+            help=_(SuggestConfig.model_fields["method"].description or ""),
         )  # fmt: skip
         encoder = st.selectbox(
             _("Encoder"), list(dict.fromkeys([newest["encoder"], "minilm", "e5"])), key="skills_suggest_encoder", width=180,
@@ -65,7 +72,7 @@ def _render_suggest(store: Store, suggestions: pd.DataFrame) -> None:
     if asked:
         with error_boundary():
             with st.spinner(_("Suggesting …"), show_time=True):
-                run_now(store, "suggest", {"encoder": encoder, "of": of}, get_person())
+                run_now(store, "suggest", {"encoder": encoder, "of": of, "method": method}, get_person())
             confirm(_("Suggestions are new; labels are untouched."))
             st.rerun()
 

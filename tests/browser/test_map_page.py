@@ -212,7 +212,7 @@ def test_the_address_holds_codes_that_every_language_reads(page: Page) -> None:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_map_workspace(tmp_path_factory.mktemp("many") / "many", 90_000).root
+    return build_map_workspace(tmp_path_factory.mktemp("many") / "many", 100_000).root
 
 
 def test_eighty_thousand_questions_are_labelled_with_few_bytes(browser: Browser, many: Path) -> None:
@@ -220,12 +220,10 @@ def test_eighty_thousand_questions_are_labelled_with_few_bytes(browser: Browser,
         with open_tab(browser, dashboard) as page:
             traffic = Traffic(page)
             open_map(page)
-            assert traffic.take()[0] < 400_000  # a picture, not points
+            assert traffic.take()[0] < 100_000  # a picture, not points
             lasso(page, page.locator(".st-key-map_figure"), EVERYTHING)
             expect(page.get_by_role("button", name="Label all")).to_be_visible()
             wait_idle(page)
-            down, up = traffic.take()
-            assert down < 50_000 and up < 50_000
             n = count_selected(page)
             assert n > 80_000
             before = read_camera(page)
@@ -236,7 +234,7 @@ def test_eighty_thousand_questions_are_labelled_with_few_bytes(browser: Browser,
             page.get_by_role("button", name="Label all").click()
             expect(page.get_by_text(f"Labelled {n:,} questions 'deduction'").first).to_be_visible()
             wait_idle(page)
-            down, up = traffic.take()
+            down, up = traffic.take()  # of all of it: lasso, name and label
             assert down < 50_000 and up < 50_000
             assert read_camera(page) == pytest.approx(before)
             page.get_by_test_id("stButtonGroup").get_by_text("Pan", exact=True).click()
