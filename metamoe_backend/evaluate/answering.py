@@ -1,6 +1,6 @@
 """One system answers some questions of one task, and the answers are scored."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ def answer_choices(
 
     sampled: questions whose gates are kept token by token; None records no gates at all.
     """
-    packed = [_pack(answerer, row) for row in questions.itertuples()]
+    packed = [pack_texts(answerer, row, list_options(row)) for row in questions.itertuples()]
     names = questions["question_id"].tolist()
     collector = None
     if sampled is not None:
@@ -134,12 +134,18 @@ def find_gold(question: Any) -> int:
     return options.index(question.answer)
 
 
-def _pack(answerer: Answerer, question: Any) -> PackedQuestion:
+def list_options(question: Any) -> list[str]:
+    """The options of a question scored by them; raises `InputError` where there are fewer than two."""
     options = [] if question.choices is None else list(question.choices)
     if len(options) < 2:
         raise InputError(
             f"Question {question.question_id} of task {question.task!r} is scored by its options, but has fewer than "
             "two; ingest the task again."
         )
-    pairs = [encode_pair(answerer.tokenizer, question.shown_text, make_continuation(option)) for option in options]
+    return options
+
+
+def pack_texts(answerer: Answerer, question: Any, texts: Sequence[str]) -> PackedQuestion:
+    """One question with several texts to be read behind it, as one row (`loglikelihood.pack_question`)."""
+    pairs = [encode_pair(answerer.tokenizer, question.shown_text, make_continuation(text)) for text in texts]
     return pack_question(pairs, answerer.max_positions)
