@@ -16,7 +16,7 @@ from metamoe_backend.config import RoutingMode
 from metamoe_backend.errors import MetaMoEError
 
 Verb = Callable[[argparse.Namespace], dict[str, Any]]
-VERB_GROUPS = ("data", "skills", "experts", "data_selection", "results", "routing", "workspace")
+VERB_GROUPS = ("data", "skills", "experts", "selection", "data_selection", "results", "routing", "workspace")
 """Modules of `metamoe_backend.verbs`; a verb is the function run_NAME of one of them."""
 
 
@@ -277,6 +277,19 @@ def _add_expert_verbs(add: Add) -> None:
     imported.add_argument("--base", help="base model it belongs to")
     imported.add_argument("--trained-on", nargs="+", default=[], metavar="TASK")
     _add_by(imported)
+
+    select = add("select", "Choose experts of the bank for a task by how they do on K of its questions.")
+    select.add_argument("--task", required=True, help="task the experts are wanted for")
+    select.add_argument("--k", type=int, help="K: shots, questions of the task with known answers (default 50)")
+    select.add_argument("--shortlist", type=int, help="M: the best by accuracy and perplexity (default 8)")
+    select.add_argument("--experts", type=int, help="N: experts to choose from the shortlist (default 4)")
+    select.add_argument("--draws", type=int, help="draws of K shots that are averaged (default 3)")
+    select.add_argument("--candidates", metavar="A,B,…", help="adapters (default: all experts on the base model)")
+    select.add_argument("--base", help="base model: smollm2-135m, a local folder or a hub id")
+    select.add_argument("--split", choices=["train", "validation", "test"], help="where the shots come from")
+    select.add_argument("--device", help="auto, cpu or cuda:N")
+    select.add_argument("--seed", type=int, help="of the first draw")
+    _add_set(select)
 
     data = add("select-data", "Choose training rows like the K shots of a task, unlike each other, and no leaks.")
     data.add_argument("--task", required=True, help="target task: what the rows are to teach")

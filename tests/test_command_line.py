@@ -23,6 +23,7 @@ from metamoe_backend.config import (
     MetaQuestionConfig,
     MoeConfig,
     OptimSettings,
+    SelectConfig,
     SequenceConfig,
     StageConfig,
     SuggestConfig,
@@ -93,6 +94,12 @@ CASES: list[tuple[str, StageConfig, str]] = [
         "import",
         ImportAdapterConfig(source="hub:x", name="arith", trained_on=["t", "u"]),
         "import hub:x arith --trained-on t u",
+    ),
+    ("select", SelectConfig(task="rg/a"), "select --task rg/a --k 50 --shortlist 8 --experts 4"),
+    (
+        "select",
+        SelectConfig(task="t", k=5, experts=2, draws=1, candidates=["a", "b"], max_new_tokens=8),
+        "select --task t --k 5 --shortlist 8 --experts 2 --draws 1 --candidates a,b --set max_new_tokens=8",
     ),
     ("train", TrainConfig(name="logic", plan="one"), "train expert logic --plan one"),
     (

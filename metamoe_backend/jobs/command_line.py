@@ -60,6 +60,12 @@ _VERBS = {
         "encoder": ("--encoder", "value"), "limit": ("--limit", "value"), "seed": ("--seed", "value"),
         "mapping": ("--map", "pairs"), "keep_good": ("--keep-good", "switch"),
     }, always=("budget",)),
+    "select": _Verb(("select",), {
+        "task": ("--task", "value"), "k": ("--k", "value"), "shortlist": ("--shortlist", "value"),
+        "experts": ("--experts", "value"), "draws": ("--draws", "value"), "candidates": ("--candidates", "commas"),
+        "base": ("--base", "value"), "split": ("--split", "value"), "device": ("--device", "value"),
+        "seed": ("--seed", "value"),
+    }, always=("task", "k", "shortlist", "experts")),
     "train": _Verb(("train", "{kind}", "{name}"), _TRAINING, always=("plan",)),
     "sequence": _Verb(("train", "sequence", "{name}"), {
         "order": ("--order", "list"), "replay": ("--replay", "value"),
