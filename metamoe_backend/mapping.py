@@ -5,9 +5,11 @@ packed tightly: on reasoning tasks both spaces serve equally well, but on overla
 the picture fell into two clusters with one seed and eighteen with another, while five dimensions gave the same answer.
 """
 
+import io
 import re
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -30,7 +32,9 @@ MIN_SAMPLES = 5
 LEAST_QUESTIONS = 5
 SILHOUETTE_SAMPLE = 5000
 KEYWORDS, SAMPLES = 6, 5
-_STEPS = 5
+STEPS = ("layout", "space", "clusters", "quality", "keywords")
+"""What `compute` does, in this order; progress counts STEP_UNITS for each of them."""
+STEP_UNITS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +64,50 @@ def compute(inputs: "Inputs", config: ClusterConfig, context: "Context") -> None
     """Emit one map row, a map_point row for each question and a cluster row for each cluster."""
     questions = inputs["questions"]
     vectors = stack_vectors(questions["vector"])
-    context.progress(0, _STEPS)
-    picture = compute_projection(vectors, 2, config.neighbours, config.min_dist, config.seed)
-    context.progress(1, _STEPS)
-    space = compute_projection(vectors, CLUSTER_DIMENSIONS, config.neighbours, 0.0, config.seed)
-    context.progress(2, _STEPS)
+
+    def tell(done: float) -> None:
+        """Of the steps, `done` are done."""
+        context.progress(int(done * STEP_UNITS), len(STEPS) * STEP_UNITS)
+
+    tell(0)
+    picture = compute_projection(vectors, 2, config.neighbours, config.min_dist, config.seed, tell)
+    tell(1)
+    space = compute_projection(
+        vectors, CLUSTER_DIMENSIONS, config.neighbours, 0.0, config.seed, lambda share: tell(1 + share)
+    )
+    tell(2)
     clusters = compute_clusters(space, config.min_cluster_size)
-    context.progress(3, _STEPS)
+    tell(3)
     quality = compute_quality(vectors, clusters, questions["task"].to_numpy(), config.seed)
-    context.progress(4, _STEPS)
+    tell(4)
     _emit(context, config, questions, vectors, picture, clusters, quality)
-    context.progress(_STEPS, _STEPS)
+    tell(5)
 
 
-def compute_projection(vectors: np.ndarray, dimensions: int, neighbours: int, min_dist: float, seed: int) -> np.ndarray:
+class _EpochReader(io.TextIOBase):
+    """The file that UMAP writes its progress bar to: "12/200" is told as 0.06. What `tell` raises ends UMAP."""
+
+    def __init__(self, tell: Callable[[float], None]) -> None:
+        self._tell = tell
+
+    def write(self, text: str) -> int:
+        done, _, total = text.strip().partition("/")
+        if total:
+            self._tell(min(0.99, int(done) / int(total)))
+        return len(text)
+
+
+def compute_projection(
+    vectors: np.ndarray,
+    dimensions: int,
+    neighbours: int,
+    min_dist: float,
+    seed: int,
+    tell: Callable[[float], None] | None = None,
+) -> np.ndarray:
     """UMAP coordinates [n, dimensions] of unit vectors [n, dim]; fewer dimensions where n is tiny. Same seed, same map.
 
-    Neighbourhoods never ask for more questions than there are.
+    Neighbourhoods never ask for more questions than there are. tell: hears the share of the epochs that are done.
     """
     import umap
 
@@ -93,6 +124,14 @@ def compute_projection(vectors: np.ndarray, dimensions: int, neighbours: int, mi
             init="spectral" if n > 4 * (dimensions + 1) else "random",
             random_state=seed,
             n_jobs=1,
+            tqdm_kwds=None
+            if tell is None
+            else {
+                "file": _EpochReader(tell),
+                "bar_format": "{n}/{total}",
+                "disable": False,
+                "mininterval": 0.5,
+            },
         ).fit_transform(vectors)
     return np.asarray(projection, dtype=np.float64)
 

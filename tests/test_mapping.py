@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from metamoe_backend.config import ClusterConfig
-from metamoe_backend.errors import ConfigError, NotFoundError
+from metamoe_backend.errors import ConfigError, NotFoundError, StopRequested
 from metamoe_backend.mapping import (
     Clusters,
     compute,
@@ -92,7 +92,22 @@ def test_clusters_have_a_place_keywords_and_central_samples(drawn, questions):
 
 
 def test_progress_ends_at_its_total(drawn):
-    assert drawn.reports[-1][:2] == (5, 5)
+    assert drawn.reports[-1][:2] == (500, 500)
+    done = [report[0] for report in drawn.reports]
+    assert done == sorted(done)
+    assert len([n for n in done if 0 < n < 100]) > 0 and len([n for n in done if 100 < n < 200]) > 0
+
+
+def test_who_cancels_while_umap_computes_is_heard(questions, tmp_path):
+    def lose_patience(done: int) -> None:
+        if 0 < done < 100:
+            raise StopRequested(save=False)
+
+    context = RecordingContext(tmp_path, act=lose_patience)
+    with pytest.raises(StopRequested):
+        compute({"questions": questions}, ClusterConfig(min_cluster_size=8), context)
+    assert context.reports[-1][0] < 100
+    assert not context.emitted
 
 
 def test_the_same_seed_draws_the_same_map(questions):

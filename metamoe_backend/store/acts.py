@@ -101,7 +101,8 @@ def _read(store: Store, condition: str, parameters: dict[str, Any]) -> list[Act]
     rows = (
         store.cursor()
         .execute(
-            "SELECT event_id, made_at, author, kind, coalesce(json_array_length(payload, '$.question_ids'), 0), "
+            "SELECT event_id, made_at, author, kind, coalesce(json_array_length(payload, '$.question_ids'), "
+            "json_array_length(payload, '$.first_ids') + json_array_length(payload, '$.second_ids'), 0), "
             f"json_extract_string(payload, {paths}), json_extract_string(payload, '$.question_id') FROM event {condition}",
             parameters,
         )

@@ -21,7 +21,13 @@ def act_text(act: Act) -> str:
     if act.kind == "review":
         return _review_text(act)
     if act.kind == "constraint":
-        return _("same skill on both sides") if said["relation"] == "same" else _("different skills on the two sides")
+        same = said["relation"] == "same"
+        text = (
+            _("same skill for both sides, {n} questions")
+            if same
+            else _("different skills for two sides, {n} questions")
+        )
+        return text.format(n=f"{act.n:,}")
     if act.kind == "meta_question_edited":
         return _("meta-question '{text}'").format(text=said["text"])
     return act.kind.replace("_", " ")

@@ -19,7 +19,9 @@ from metamoe_backend.skills.clusters import (
 from metamoe_backend.skills.queue import NOISE
 from metamoe_backend.store.acts import fetch_act, undo
 from metamoe_backend.store.connection import Store
+from metamoe_backend.store.maps import fetch_cluster_question_ids
 from pages.shared.act_words import act_text
+from pages.shared.constraining import render_constrain_buttons
 from pages.shared.errors import guarded
 from pages.shared.i18n import _
 from pages.shared.layout import confirm, plain
@@ -53,6 +55,10 @@ def render_cluster_acts(store: Store, map_id: str, row: pd.Series, clusters: pd.
             _render_merge(map_id, number, clusters)
         with st.popover(_("Split"), icon=":material/call_split:", key=f"map_split_{number}"):
             _render_split(map_id, number)
+        with st.popover(
+            _("Compare"), icon=":material/link:", key=f"map_constrain_{number}", disabled=len(clusters) < 2
+        ):
+            _render_constrain(store, map_id, number, clusters)
 
 
 def _render_rename(store: Store, map_id: str, row: pd.Series) -> None:
@@ -101,6 +107,16 @@ def _render_split(map_id: str, number: int) -> None:
         _("Split"), key=f"map_split_{number}_go", type="primary",
         on_click=guarded(lambda: do(lambda store, by: split_cluster(store, map_id, number, parts, by))),
     )  # fmt: skip
+
+
+def _render_constrain(store: Store, map_id: str, number: int, clusters: pd.DataFrame) -> None:
+    names = {other: name for other, name in cluster_names(clusters).items() if other != number}
+    other = st.selectbox(
+        _("With"), list(names), format_func=names.get, key=f"map_with_{number}",
+        help=_("Whether the questions of both need one skill or different ones: the next suggestions respect it."),
+    )  # fmt: skip
+    sides = [fetch_cluster_question_ids(store, map_id, cluster) for cluster in (number, other)]
+    render_constrain_buttons(*sides, key=f"map_constrain_{number}")
 
 
 def render_noise_act(map_id: str, clusters: pd.DataFrame) -> None:

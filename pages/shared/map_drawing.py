@@ -9,6 +9,7 @@ from metamoe_backend.config import DEFAULT_ENCODER, ClusterConfig
 from metamoe_backend.jobs.run_folder import RunFolder, RunStatus
 from metamoe_backend.jobs.supervisor import cancel
 from metamoe_backend.launch import launch
+from metamoe_backend.mapping import STEP_UNITS, STEPS
 from metamoe_backend.rows import MetaQuestionMethod, Reading
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.ingestion import ingest_finished_runs
@@ -20,7 +21,7 @@ from pages.shared.i18n import _
 from pages.shared.jobs_line import fetch_active_runs
 from pages.shared.layout import confirm, empty_state, plain
 from pages.shared.state import get_person, get_store, get_workspace, per_version
-from pages.shared.tables import duration_text
+from pages.shared.tables import duration_text, percent
 
 STAGES = ("embed", "cluster")
 ENCODERS = ("minilm", "e5")
@@ -147,6 +148,15 @@ def render_drawing(store: Store) -> None:
             st.button(_("Dismiss"), key="map_dismiss", on_click=lambda: st.session_state.update(seen))
 
 
+def _step_name(done: int) -> str:
+    """What the run works on after `done` of all units."""
+    names = {
+        "layout": _("UMAP layout of the picture"), "space": _("UMAP into the space for clusters"),
+        "clusters": _("HDBSCAN finds clusters"), "quality": _("measures of quality"), "keywords": _("keywords"),
+    }  # fmt: skip
+    return names[STEPS[min(done // STEP_UNITS, len(STEPS) - 1)]]
+
+
 @error_boundary()
 def _render_progress() -> None:
     active = fetch_drawing_runs()
@@ -158,9 +168,16 @@ def _render_progress() -> None:
         if status.state == "queued":
             left = _("waits in the queue")
         elif status.eta_s is None:
-            left = _("{done} of {total}").format(done=f"{status.done:,}", total=f"{max(status.total, 1):,}")
+            left = percent(status.done / max(status.total, 1))
         else:
             left = _("{time} left").format(time=duration_text(status.eta_s))
+        if status.stage == "cluster" and status.state != "queued":
+            what = _("{what}, step {k} of {n}: {step}").format(
+                what=what,
+                k=min(status.done // STEP_UNITS, len(STEPS) - 1) + 1,
+                n=len(STEPS),
+                step=_step_name(status.done),
+            )
         with st.container(horizontal=True, vertical_alignment="center"):
             st.progress(min(1.0, status.done / max(status.total, 1)), text=f"{what}: {left}")
             folder = RunFolder(get_workspace().run(status.run_id))

@@ -13,6 +13,7 @@ from metamoe_backend.store.acts import undo
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.skills import decide_label, label_questions
 from pages.shared.charts import show_figure
+from pages.shared.constraining import render_constrain_buttons
 from pages.shared.errors import guarded
 from pages.shared.i18n import _, ngettext
 from pages.shared.layout import confirm, plain, question_text
@@ -316,15 +317,22 @@ def _render_neighbours(store: Store, question_id: str, skills: pd.DataFrame) -> 
     if near.empty:
         return
     st.caption(_("Nearest labelled questions (cosine similarity of the vectors)"))
-    show_table(
-        near.assign(skill=as_chips(near["skill"]))[["similarity", "skill", "prompt"]],
-        "skills_neighbours",
+    picked = show_table(
+        near.assign(skill=as_chips(near["skill"]))[["similarity", "skill", "prompt", "question_id"]],
+        f"skills_neighbours_{question_id}",
         labels={"prompt": _("Question")},
         formats={
             "similarity": st.column_config.NumberColumn(_("Similarity"), format="%.2f", width="small"),
             "skill": skill_chips(skills, _("Skill")),
         },
+        hide=("question_id",),
+        select="single-row",
     )
+    if len(picked):
+        st.caption(_("Whatever its name is: this question and the picked one need …"))
+        other = picked["question_id"].iloc[0]
+        render_constrain_buttons([question_id], [other], key=f"skills_constrain_{question_id}")
+        question_text(picked["prompt"].iloc[0], key=f"skills_near_{other}", question_id=other)
 
 
 def render_small_map(questions: pd.DataFrame, turn: Turn, skills: pd.DataFrame) -> None:

@@ -15,6 +15,7 @@ from metamoe_backend.store.connection import Store
 from metamoe_backend.store.finding import Filters
 from metamoe_backend.store.skills import accept_suggestions, reject_suggestions
 from pages.shared.charts import show_figure
+from pages.shared.constraining import render_constraints
 from pages.shared.errors import error_boundary, guarded
 from pages.shared.find import keep_found
 from pages.shared.i18n import _, ngettext
@@ -33,6 +34,7 @@ UNCERTAIN_BELOW = 0.6
 def render_suggestions(store: Store, suggestions: pd.DataFrame, skills: pd.DataFrame, filters: Filters) -> None:
     """Making them anew; those among what is looked for, to accept and refuse."""
     _render_suggest(store, suggestions)
+    render_constraints(store)
     if suggestions.empty:
         st.info(
             _("Nothing is suggested. Label a few questions of at least two skills, then suggest."),

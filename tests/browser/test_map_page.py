@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Browser, Page, WebSocket, expect
 
 from metamoe_backend.store.connection import Store
-from metamoe_backend.store.skills import fetch_labels
+from metamoe_backend.store.skills import fetch_constraints, fetch_labels
 from metamoe_backend.workspace import Workspace
 from tests.browser.driving import (
     PATIENCE_MS,
@@ -198,6 +198,32 @@ def test_a_cluster_is_renamed_merged_and_split_and_each_is_taken_back(fresh_page
     page.get_by_role("button", name="Undo", exact=True).click()
     expect(page.get_by_text("7 clusters in 420 questions")).to_be_visible()
     wait_idle(page)
+
+
+def test_two_clusters_are_said_to_need_different_skills_and_that_is_taken_back(
+    fresh_page: Page, fresh_dashboard: Dashboard
+) -> None:
+    page = fresh_page
+    open_map(page)
+    pick_cluster(page, 2)
+    page.get_by_role("button", name="Compare").first.click()
+    page.get_by_role("button", name="Different skills").click()
+    expect(page.get_by_text("Kept for the next suggestions: different skills.").first).to_be_visible()
+    wait_idle(page)
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Undo", exact=True).click()
+    expect(page.get_by_text("Taken back.")).to_be_visible()
+    wait_idle(page)
+    page.get_by_role("button", name="Compare").first.click()
+    page.get_by_role("button", name="Same skill").click()
+    expect(page.get_by_text("Kept for the next suggestions: the same skill.").first).to_be_visible()
+    wait_idle(page)
+    fresh_dashboard.process.terminate()
+    fresh_dashboard.process.wait()
+    with Store.open(Workspace(fresh_dashboard.workspace)) as store:
+        found = fetch_constraints(store)
+    assert found["relation"].tolist() == ["same"]
+    assert len(found["first_ids"].iloc[0]) > 10 and len(found["second_ids"].iloc[0]) > 10
 
 
 def test_the_address_holds_codes_that_every_language_reads(page: Page) -> None:

@@ -176,3 +176,28 @@ def test_suggestions_above_a_threshold_become_labels_and_are_frozen(
         labels = fetch_labels(store)
     assert labellings.loc["v2", "labels"] == 32
     assert "accepted" not in set(labels["how"])
+
+
+def test_a_question_is_tied_to_its_neighbour_and_the_tie_is_listed_and_taken_back(fresh_page: Page) -> None:
+    page = fresh_page
+    open_page(page, "skills")
+    table = page.locator("[class*='st-key-skills_neighbours_'] canvas").first
+    table.scroll_into_view_if_needed()
+    area = table.bounding_box()
+    assert area is not None
+    page.mouse.click(area["x"] + 18, area["y"] + 35 + 17)
+    wait_idle(page)
+    page.get_by_role("button", name="Same skill").click()
+    expect(page.get_by_text("Kept for the next suggestions: the same skill.").first).to_be_visible()
+    wait_idle(page)
+    screenshot(page, "skills_constraint", full=True)
+    page.get_by_role("tab", name="Suggestions").click()
+    expect(page.get_by_text("1 constraint holds for suggestions")).to_be_visible()
+    page.get_by_role("tab", name="History").click()
+    back = page.locator(".st-key-skills_undo_history button")
+    expect(back).to_contain_text("same skill for both sides, 2 questions")
+    back.click()
+    wait_idle(page)
+    page.get_by_role("tab", name="Suggestions").click()
+    wait_idle(page)
+    expect(page.get_by_text("1 constraint holds for suggestions")).to_have_count(0)
