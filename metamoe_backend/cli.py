@@ -16,7 +16,7 @@ from metamoe_backend.config import RoutingMode
 from metamoe_backend.errors import MetaMoEError
 
 Verb = Callable[[argparse.Namespace], dict[str, Any]]
-VERB_GROUPS = ("data", "skills", "experts", "selection", "data_selection", "results", "routing", "workspace")
+VERB_GROUPS = ("sharing", "data", "skills", "experts", "selection", "data_selection", "results", "routing", "workspace")
 """Modules of `metamoe_backend.verbs`; a verb is the function run_NAME of one of them."""
 
 
@@ -327,6 +327,14 @@ def _add_expert_verbs(add: Add) -> None:
     alias = add("moe", "Train a mixture of experts (the same as `train moe`).")
     alias.set_defaults(kind="moe")
     _add_mixture_options(alias)
+
+    publish = add("publish", "Write a mixture or an adapter as a folder that others can load.")
+    publish.add_argument("system")
+    publish.add_argument("--out", required=True, metavar="DIR", help="a folder that does not exist yet")
+    publish.add_argument(
+        "--form", choices=["routed", "adapter", "model"],
+        help="routed: routers and experts; adapter: one PEFT adapter (constant weights only); model: base and adapter",
+    )  # fmt: skip
 
 
 def _add_result_verbs(add: Add) -> None:

@@ -11,7 +11,7 @@ from metamoe_backend.config import BASE_EXPERT
 from metamoe_backend.errors import ConfigError, NotFoundError, StorageError
 from metamoe_backend.models.adapters import read_adapter
 from metamoe_backend.models.base import LoadedBase
-from metamoe_backend.models.mixtures import SavedMixture, read_experts, read_mixture
+from metamoe_backend.models.mixtures import MOE_FILE, SavedMixture, read_experts, read_mixture
 from metamoe_backend.models.routers import TaskRouter
 
 if TYPE_CHECKING:
@@ -108,11 +108,12 @@ def open_system(
     folder = workspace_root / str(system["path"])
     if not folder.is_dir():
         raise StorageError(f"{folder} of system {name!r} is missing; train or import it again.")
-    opened = (
-        _open_mixture(loaded, folder, system, workspace_root)
-        if kind == "moe"
-        else _open_adapter(loaded, folder, system)
-    )
+    if kind == "moe":
+        saved = read_mixture(folder)
+        _check_hash(system, saved.sha256, folder)
+        opened = _open_mixture(loaded, saved, workspace_root)
+    else:
+        opened = _open_adapter(loaded, folder, system)
     try:
         yield opened
     finally:
@@ -137,9 +138,17 @@ def attach_saved(loaded: LoadedBase, saved: SavedMixture, workspace_root: Path) 
     return mixture
 
 
-def _open_mixture(loaded: LoadedBase, folder: Path, system: Any, workspace_root: Path) -> OpenSystem:
-    saved = read_mixture(folder)
-    _check_hash(system, saved.sha256, folder)
+def open_folder(loaded: LoadedBase, folder: Path) -> OpenSystem:
+    """A system from a folder that holds all of it (see `sharing`): a mixture with its experts, or a PEFT adapter.
+
+    It stays attached to `loaded`. Raises as `open_system` does.
+    """
+    if (folder / MOE_FILE).is_file():
+        return _open_mixture(loaded, read_mixture(folder), folder)
+    return _open_adapter(loaded, folder, None)
+
+
+def _open_mixture(loaded: LoadedBase, saved: SavedMixture, workspace_root: Path) -> OpenSystem:
     mixture = attach_saved(loaded, saved, workspace_root)
     return OpenSystem(
         loaded.model, mixture.experts, mixture, saved.task_router, saved.spec.encoder,
@@ -147,11 +156,12 @@ def _open_mixture(loaded: LoadedBase, folder: Path, system: Any, workspace_root:
     )  # fmt: skip
 
 
-def _open_adapter(loaded: LoadedBase, folder: Path, system: Any) -> OpenSystem:
+def _open_adapter(loaded: LoadedBase, folder: Path, system: "Mapping[str, Any] | pd.Series | None") -> OpenSystem:
     from metamoe_backend.models.lora_moe import GateSettings, attach_experts
 
     weights = read_adapter(folder, loaded.model)
-    _check_hash(system, weights.sha256, folder)
+    if system is not None:
+        _check_hash(system, weights.sha256, folder)
     return OpenSystem(loaded.model, [], attach_experts(loaded.model, [weights], GateSettings("uniform")))
 
 
