@@ -69,7 +69,7 @@ def _read_known(folder: Path, row_of: dict[str, int], vectors: np.ndarray) -> se
 def _read(path: Path) -> tuple[list[str], np.ndarray]:
     """Codes and vectors of a file; none where it cannot be read."""
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             return kept["codes"].tolist(), kept["vectors"]
     except (OSError, ValueError, KeyError, BadZipFile):
         return [], np.zeros((0, 0), dtype=np.float32)
