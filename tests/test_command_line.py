@@ -24,6 +24,7 @@ from metamoe_backend.config import (
     MoeConfig,
     OptimSettings,
     SelectConfig,
+    SelectDataConfig,
     SequenceConfig,
     StageConfig,
     SuggestConfig,
@@ -100,6 +101,16 @@ CASES: list[tuple[str, StageConfig, str]] = [
         "select",
         SelectConfig(task="t", k=5, experts=2, draws=1, candidates=["a", "b"], max_new_tokens=8),
         "select --task t --k 5 --shortlist 8 --experts 2 --draws 1 --candidates a,b --set max_new_tokens=8",
+    ),
+    (
+        "select-data",
+        SelectDataConfig(task="t", pool="my pool.tsv", budget=1000, mapping={"prompt": "1"}, leak_ngrams=0.5),
+        """select-data --task t --pool 'my pool.tsv' --budget 1000 --map 'prompt="1"' --set leak_ngrams=0.5""",
+    ),
+    (
+        "select-data",
+        SelectDataConfig(task="t", tasks=["a", "rg/b"], budget=9, tau=1, k=5),
+        "select-data --task t --pool-task a --pool-task rg/b --budget 9 --tau 1.0 --k 5",
     ),
     ("train", TrainConfig(name="logic", plan="one"), "train expert logic --plan one"),
     (
