@@ -189,8 +189,22 @@ class TrainConfig(SourceSettings):
     start_from: Name | None = Field(
         None, description="Adapter of the bank to train further, such as one trained on all skills; empty: a fresh one"
     )
+    method: Literal["lora", "osf", "expansion"] = Field(
+        "lora",
+        description="lora: an adapter; against forgetting, osf: the weakest lora.rank singular directions of each "
+        "weight; expansion: new blocks that begin as the identity",
+    )
+    blocks: int = Field(4, ge=1, le=256, description="expansion: how many new blocks")
     lora: LoraSettings = Field(default_factory=LoraSettings)
     optim: OptimSettings = Field(default_factory=OptimSettings)
+
+    @model_validator(mode="after")
+    def _method_stands_alone(self) -> Self:
+        if self.method != "lora" and self.start_from is not None:
+            raise ValueError(f"start_from needs an adapter to train further, method {self.method} has none; use lora")
+        if self.method != "lora" and self.optim.dtype != "float32":
+            raise ValueError(f"method {self.method} trains the model's own weights: set optim.dtype to float32")
+        return self
 
     @model_validator(mode="after")
     def _part_holds_something(self) -> Self:

@@ -21,6 +21,7 @@ class Workspace:
     runs/RUN_ID/      one run (see `jobs.run_folder`)
     adapters/NAME/    PEFT folders: adapter_config.json + adapter_model.safetensors
     mixtures/NAME/    moe.json + router.safetensors
+    expanded/NAME/    blocks.json + blocks.safetensors: base models with new blocks between their own
     published/        read-only copies of the database for the SQL console
     uploads/          files a person uploaded, by content hash
     selections/       sets of questions that pages hand on, by content hash
@@ -52,6 +53,10 @@ class Workspace:
     @property
     def mixtures(self) -> Path:
         return self.root / "mixtures"
+
+    @property
+    def expanded(self) -> Path:
+        return self.root / "expanded"
 
     @property
     def published(self) -> Path:

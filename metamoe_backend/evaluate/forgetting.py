@@ -87,7 +87,7 @@ def compute_sequence_accuracies(
 def summarise_training_sequence(
     accuracies: pd.DataFrame, sequence: TrainingSequence, base: str = "base", mixed: str | None = None
 ) -> pd.DataFrame:
-    """`summarise_sequence` of `compute_sequence_accuracies`; FWT and I where base and the mixed system are among them."""
+    """`summarise_sequence` of `compute_sequence_accuracies`; FWT and I where base and mixed are among the systems."""
     there = set(accuracies["system"])
     after = pivot_accuracies(accuracies, sequence.steps, sequence.labels)
     references = [

@@ -11,6 +11,7 @@ from metamoe_backend.config import BASE_EXPERT
 from metamoe_backend.errors import ConfigError, NotFoundError, StorageError
 from metamoe_backend.models.adapters import read_adapter
 from metamoe_backend.models.base import LoadedBase
+from metamoe_backend.models.baselines import SPEC_FILE, open_blocks
 from metamoe_backend.models.mixtures import MOE_FILE, SavedMixture, read_experts, read_mixture
 from metamoe_backend.models.routers import TaskRouter
 
@@ -108,6 +109,10 @@ def open_system(
     folder = workspace_root / str(system["path"])
     if not folder.is_dir():
         raise StorageError(f"{folder} of system {name!r} is missing; train or import it again.")
+    if (folder / SPEC_FILE).is_file():
+        with open_blocks(loaded.model, folder, str(system["sha256"])):
+            yield OpenSystem(loaded.model, [])
+        return
     if kind == "moe":
         saved = read_mixture(folder)
         _check_hash(system, saved.sha256, folder)

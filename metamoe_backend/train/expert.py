@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -13,18 +14,29 @@ from metamoe_backend.experts.bank import (
     fetch_taken_names,
     find_free_name,
     publish_adapter,
+    publish_folder,
     read_banked,
 )
 from metamoe_backend.models.adapters import AdapterWeights
+from metamoe_backend.models.baselines import (
+    add_subspaces,
+    choose_places,
+    expand_blocks,
+    extract_subspaces,
+    find_places,
+    write_blocks,
+)
 from metamoe_backend.stage import Context, Inputs
 from metamoe_backend.train.examples import Example, hold_back, make_examples, make_prompt
 from metamoe_backend.train.loop import run_training
 from metamoe_backend.train.sampling import balanced_sample, take_part
 from metamoe_backend.train.sources import describe_source, fetch_training_rows
+from metamoe_backend.workspace import Workspace
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from metamoe_backend.models.base import LoadedBase
     from metamoe_backend.store.connection import Store
 
 
@@ -91,9 +103,9 @@ def _check_start(adapter: Any, config: TrainConfig) -> None:
 
 
 def compute(inputs: Inputs, config: TrainConfig, context: Context) -> None:
-    """Train and publish the adapter; emits adapter, system and metric rows.
+    """Train and publish the adapter (or the new blocks); emits adapter, system and metric rows.
 
-    A stop-and-save publishes the adapter as trained so far and raises `StopRequested`; a cancel publishes nothing.
+    A stop-and-save publishes it as trained so far and raises `StopRequested`; a cancel publishes nothing.
     Raises `ConfigError` when a target names no linear module of the base, or the loss becomes NaN.
     """
     from metamoe_backend.models.base import load_base
@@ -103,7 +115,7 @@ def compute(inputs: Inputs, config: TrainConfig, context: Context) -> None:
     examples = make_question_examples(base.tokenizer, questions, config.optim.max_tokens)
     train, held = hold_back(len(examples), config.optim.eval_share, config.optim.seed)
     begun = read_banked(inputs["start"], base, context.workspace_root)
-    model = add_lora(base.model, config.lora, config.optim.seed)
+    model, made = _prepare_model(base, config)
     for weights in begun:
         load_weights(model, weights)
         context.log(f"Starting from adapter {config.start_from}.")
@@ -116,17 +128,54 @@ def compute(inputs: Inputs, config: TrainConfig, context: Context) -> None:
         device=base.device,
         pad_token=base.tokenizer.pad_token_id,
     )
-    trained = extract_adapter(model, config.lora, config.lora.save_dtype)
-    name = publish_adapter(context, inputs["target"]["adapter"].iloc[0], trained, config.base)
+    name = inputs["target"]["adapter"].iloc[0]
+    name = _publish_blocks(name, made, config, context) if made else _publish(name, model, questions, config, context)
+    context.emit("metric", result.metrics)
+    context.log(f"System {name}: {result.steps:,} steps, {result.tokens:,} tokens read.")
+    if result.stop:
+        raise result.stop
+
+
+def _prepare_model(base: "LoadedBase", config: TrainConfig) -> "tuple[Any, list[nn.Module]]":
+    """The model with what `config.method` trains, and the new blocks where it is made of these."""
+    if config.method == "expansion":
+        places = choose_places(len(base.model.get_decoder().layers), config.blocks)
+        return base.model, expand_blocks(base.model, places)
+    if config.method == "osf":
+        _check_targets(base.model, config.lora)
+        return add_subspaces(base.model, config.lora, config.optim.seed), []
+    return add_lora(base.model, config.lora, config.optim.seed), []
+
+
+def _publish(name: str, model: Any, questions: pd.DataFrame, config: TrainConfig, context: Context) -> str:
+    extract = extract_subspaces if config.method == "osf" else extract_adapter
+    trained = extract(model, config.lora, config.lora.save_dtype)
+    name = publish_adapter(context, name, trained, config.base)
     emit_adapter(
-        context, name, trained, config.base, source="trained", kind=config.kind, plan=config.plan,
+        context, name, trained, config.base, source="trained",
+        kind=config.kind if config.method == "lora" else "baseline", plan=config.plan,
         skills=sorted(questions["skill"].dropna().unique()), trained_on=sorted(questions["task"].unique()),
         settings=config.model_dump_json(),
     )  # fmt: skip
-    context.emit("metric", result.metrics)
-    context.log(f"Adapter {name}: {result.steps:,} steps, {result.tokens:,} tokens read.")
-    if result.stop:
-        raise result.stop
+    return name
+
+
+def _publish_blocks(name: str, made: "list[nn.Module]", config: TrainConfig, context: Context) -> str:
+    """Publish a base model's new blocks as a system; returns the name it got."""
+    folder = Workspace(context.workspace_root).expanded
+    hashes: list[str] = []
+
+    def write(written: Path) -> None:
+        hashes.append(write_blocks(written, config.base, find_places(made), made))
+
+    name = publish_folder(folder, name, context.run_id, write)
+    system = {
+        "system": name, "kind": "baseline", "base": config.base,
+        "path": (folder / name).relative_to(context.workspace_root).as_posix(), "experts": [],
+        "settings": config.model_dump_json(), "sha256": hashes[0], "created_at": context.created_at,
+    }  # fmt: skip
+    context.emit("system", pd.DataFrame([system]))
+    return name
 
 
 def make_question_examples(tokenizer: Any, questions: pd.DataFrame, max_tokens: int) -> list[Example]:
@@ -160,6 +209,15 @@ def add_lora(model: "nn.Module", lora: LoraSettings, seed: int) -> Any:
 
 def check_targets(model: Any, lora: LoraSettings) -> None:
     """Raise `ConfigError` for a target that is no linear module of the model."""
+    known = list_linear_modules(model)
+    if unknown := [target for target in lora.targets if target not in known]:
+        raise ConfigError(
+            f"lora.targets: {', '.join(unknown)} matches no linear module of the base model; choose among "
+            f"{', '.join(known)}."
+        )
+
+
+def _check_targets(model: "nn.Module", lora: LoraSettings) -> None:
     known = list_linear_modules(model)
     if unknown := [target for target in lora.targets if target not in known]:
         raise ConfigError(

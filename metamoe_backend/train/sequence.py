@@ -1,7 +1,7 @@
 """Stage "sequence": one adapter learns task after task; after each it is published as a system of its own.
 
-Evaluating all steps gives the accuracy matrix R[i,j] of continual learning (METHODS section 3). Step i+1 starts from the
-published adapter of step i, so that a run that was stopped or killed goes on to the same bytes.
+Evaluating all steps gives the accuracy matrix R[i,j] of continual learning (see `evaluate.forgetting`). Step i+1 starts
+from the published adapter of step i, so that a run that was stopped or killed goes on to the same bytes.
 """
 
 import json
