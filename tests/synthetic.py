@@ -43,7 +43,8 @@ def build_workspace(folder: Path, per_split: int = 30, seed: int = 0) -> Workspa
         _embed_and_map(store, questions, rng)
         _label(store, questions, rng)
         _train(store)
-        _select_data(store, questions, rng)
+        _select(store, questions, np.random.default_rng(seed))  # of its own: what is drawn below stays as it is
+        _select_data(store, questions, np.random.default_rng(seed))
         _evaluate(store, questions, rng)
         _force(store, questions)
         leave_review(store, "expert", "arith", "approve", "Clear gain on its own skill.", "advisor")
