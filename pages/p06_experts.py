@@ -8,6 +8,7 @@ from metamoe_backend.store.experts import fetch_adapters
 from pages.shared.experts_bank import render_bank, render_import
 from pages.shared.experts_board import load_labellings, load_plans, render_board
 from pages.shared.experts_likeness import render_likeness
+from pages.shared.experts_selection import render_selection
 from pages.shared.experts_training import render_training
 from pages.shared.i18n import _, ngettext
 from pages.shared.jobs_new import open_new_run
@@ -69,6 +70,7 @@ def render() -> None:
     render_import(adapters)
     if len(adapters) > 1:
         render_likeness(adapters)
+        render_selection(adapters)
 
 
 render()

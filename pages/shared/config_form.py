@@ -66,6 +66,7 @@ def field_labels() -> dict[str, str]:
         "batch_tokens": _("Tokens per pass"), "max_new_tokens": _("Longest answer, tokens"),
         "activations": _("Record the routers"), "token_sample": _("Questions kept token by token"),
         "start_from": _("Start from"), "part_from": _("Questions from, share"), "part_to": _("Questions to, share"),
+        "task": _("Task"), "k": _("Shots, K"), "draws": _("Draws"), "shortlist": _("Shortlist, M"), "candidates": _("Candidates"),
         "source": _("Source"), "trained_on": _("Trained on"), "kind": _("Kind"),
         "neighbours": _("Neighbours"), "min_dist": _("Minimal distance"), "min_cluster_size": _("Smallest cluster"),
     }  # fmt: skip
