@@ -7,6 +7,7 @@ from metamoe_backend.store.connection import Store
 from metamoe_backend.store.experts import fetch_adapters
 from pages.shared.experts_bank import render_bank, render_import
 from pages.shared.experts_board import load_labellings, load_plans, render_board
+from pages.shared.experts_data import render_data
 from pages.shared.experts_likeness import render_likeness
 from pages.shared.experts_selection import render_selection
 from pages.shared.experts_training import render_training
@@ -71,6 +72,7 @@ def render() -> None:
     if len(adapters) > 1:
         render_likeness(adapters)
         render_selection(adapters)
+    render_data()
 
 
 render()

@@ -68,6 +68,9 @@ def field_labels() -> dict[str, str]:
         "start_from": _("Start from"), "part_from": _("Questions from, share"), "part_to": _("Questions to, share"),
         "task": _("Task"), "k": _("Shots, K"), "draws": _("Draws"), "shortlist": _("Shortlist, M"), "candidates": _("Candidates"),
         "source": _("Source"), "trained_on": _("Trained on"), "kind": _("Kind"),
+        "budget": _("Rows to choose"), "tau": _("Alike above τ"), "consider": _("Rows compared, at least"),
+        "guard": _("Guarded questions"), "leak_ngrams": _("Leak: share of word sequences"),
+        "leak_similarity": _("Leak: cosine"), "keep_good": _("Keep good rows"),
         "neighbours": _("Neighbours"), "min_dist": _("Minimal distance"), "min_cluster_size": _("Smallest cluster"),
     }  # fmt: skip
 

@@ -43,6 +43,7 @@ def stage_name(stage: str) -> str:
         "freeze": _("labelling"),
         "import": _("import of an adapter"),
         "select": _("selection of experts"),
+        "select-data": _("selection of data"),
         "train": _("training"),
         "sequence": _("training in sequence"),
         "moe": _("mixture"),

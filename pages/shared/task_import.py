@@ -99,10 +99,10 @@ def _choose_source() -> tuple[str, str | None]:
         type=["jsonl", "json", "csv", "tsv", "parquet"],
         key="import_file",
     )
-    return (str(_keep_upload(upload.name, upload.getvalue())) if upload else ""), None
+    return (str(keep_upload(upload.name, upload.getvalue())) if upload else ""), None
 
 
-def _keep_upload(name: str, content: bytes) -> Path:
+def keep_upload(name: str, content: bytes) -> Path:
     """An uploaded file under its hash, so that the run's settings name what was read."""
     folder = get_workspace().uploads / hashlib.sha256(content).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
