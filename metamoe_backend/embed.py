@@ -206,20 +206,26 @@ def fetch_texts(store: "Store", of: Of, method: str, tasks: Sequence[str] = ()) 
 
 
 def fetch_embedded_questions(
-    store: "Store", encoder: str, of: Reading, method: MetaQuestionMethod = "template", tasks: Sequence[str] = ()
+    store: "Store",
+    encoder: str,
+    of: Reading,
+    method: MetaQuestionMethod = "template",
+    tasks: Sequence[str] = (),
+    question_ids: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """Questions with their vectors: question_id, task, prompt, text_hash, vector.
+    """Questions (of these tasks, with these ids; default: all) with their vectors.
 
+    question_id, task, prompt, text_hash, vector.
     `method` says whose meta-questions, where `of` is not question. Raises `NotFoundError` when there are no questions,
     or some have no vector.
     """
     from metamoe_backend.store.maps import fetch_vectors
     from metamoe_backend.store.questions import fetch_questions
 
-    questions = fetch_questions(store, tasks)[["question_id", "task", "prompt"]]
+    questions = fetch_questions(store, tasks, question_ids=question_ids)[["question_id", "task", "prompt"]]
     if questions.empty:
         raise NotFoundError("There are no questions yet; import some on the Tasks page or with `ingest`.")
-    joined = questions.merge(fetch_vectors(store, encoder, of, method=method), on="question_id", how="inner")
+    joined = questions.merge(fetch_vectors(store, encoder, of, question_ids, method), on="question_id", how="inner")
     missing = len(questions) - len(joined)
     if missing:
         meta = f"{method} meta-question"

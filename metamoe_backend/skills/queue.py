@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from metamoe_backend.store.connection import Store
 
 NOISE = -1
-MOST_CANDIDATES = 10_000
+MOST_CANDIDATES = 3_000
 """Of a larger workspace so many questions, drawn at random, and the labelled ones are looked at."""
 
 LABELS_PER_SKILL = 2
@@ -36,18 +36,27 @@ def read_candidates(store: "Store", config: NextConfig) -> tuple[list[str], Feat
 
     Raises `NotFoundError` when something is not embedded yet.
     """
-    from metamoe_backend.store.skills import fetch_labels
-
-    questions = fetch_readable(store, config)
-    if len(questions) > MOST_CANDIDATES:
-        is_labelled = questions["question_id"].isin(fetch_labels(store)["question_id"])
-        free = questions[~is_labelled]
-        drawn = free.sample(min(MOST_CANDIDATES, len(free)), random_state=config.seed)
-        known = questions[is_labelled]
-        known = known.sample(min(MOST_CANDIDATES, len(known)), random_state=config.seed)
-        questions = pd.concat([drawn, known]).sort_index()
+    questions = fetch_readable(store, config, _draw_candidates(store, config.seed))
     features = make_features(stack_vectors(questions["vector"]), questions["text"].tolist(), config.seed)
     return questions["question_id"].tolist(), features
+
+
+def _draw_candidates(store: "Store", seed: int) -> list[str] | None:
+    """Ids of at most MOST_CANDIDATES labelled and as many other questions; None: all, where there are no more.
+
+    Drawn before anything else is read: the vectors of a million questions take minutes.
+    """
+    from metamoe_backend.store.skills import fetch_question_states
+
+    states = fetch_question_states(store)
+    if len(states) <= MOST_CANDIDATES:
+        return None
+    parts = [group for _, group in states.groupby("labelled")["question_id"]]
+    return [
+        question_id
+        for part in parts
+        for question_id in part.sample(min(MOST_CANDIDATES, len(part)), random_state=seed).sort_index()
+    ]
 
 
 def find_next(store: "Store", ids: list[str], features: Features, count: int, seed: int) -> list[str]:

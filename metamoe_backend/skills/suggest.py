@@ -258,9 +258,12 @@ def _make_rows(question_ids: np.ndarray, probabilities: np.ndarray, classes: lis
     )  # fmt: skip
 
 
-def fetch_readable(store: "Store", config: SuggestConfig) -> pd.DataFrame:
-    """What can be learned from: question_id, text, vector. Raises `NotFoundError` when something is not embedded."""
-    questions = fetch_embedded_questions(store, config.encoder, config.of, config.method)
+def fetch_readable(store: "Store", config: SuggestConfig, question_ids: Sequence[str] | None = None) -> pd.DataFrame:
+    """What can be learned from, of these questions (default: all): question_id, text, vector.
+
+    Raises `NotFoundError` when something is not embedded.
+    """
+    questions = fetch_embedded_questions(store, config.encoder, config.of, config.method, question_ids=question_ids)
     questions["text"] = questions["prompt"]
     if config.of != "question":
         metas = pd.Series(_find_meta_texts(store, questions, config), index=questions.index)

@@ -105,6 +105,14 @@ def fetch_question_labels(store: Store) -> pd.DataFrame:
     """)
 
 
+def fetch_question_states(store: Store) -> pd.DataFrame:
+    """question_id and whether a person labelled it, of every question, by id."""
+    return store.frame(
+        "SELECT question_id, question_id IN (SELECT question_id FROM standing_label) AS labelled FROM question "
+        "ORDER BY question_id"
+    )
+
+
 def fetch_questions_to_label(store: Store, map_id: str | None) -> pd.DataFrame:
     """Every question with what is known of its skill and its place on a map, in one pass: read after each label.
 
