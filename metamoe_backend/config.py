@@ -136,6 +136,9 @@ class LoraSettings(StageConfig):
     save_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Precision of the saved adapter; bfloat16 halves its size"
     )
+    four_bit: bool = Field(
+        False, description="QLoRA: hold the frozen base model in 4 bits while training (bitsandbytes and a GPU)"
+    )
 
 
 class OptimSettings(StageConfig):
@@ -155,6 +158,12 @@ class OptimSettings(StageConfig):
     seed: int = Field(0, ge=0, description="Seed of data order and initial weights")
     save_every: int = Field(50, ge=1, description="Checkpoint every so many steps")
     eval_share: float = Field(0.05, ge=0, le=0.5, description="Share of the training questions held back for eval loss")
+    gradient_checkpointing: bool = Field(
+        False, description="Keep no activations of the blocks but compute them again: less memory, about a third slower"
+    )
+    report_to: list[Literal["tensorboard", "mlflow", "trackio", "wandb"]] = Field(
+        default_factory=list, description="Report to these as well, where they are installed"
+    )
 
 
 class SourceSettings(StageConfig):
@@ -202,8 +211,10 @@ class TrainConfig(SourceSettings):
     def _method_stands_alone(self) -> Self:
         if self.method != "lora" and self.start_from is not None:
             raise ValueError(f"start_from needs an adapter to train further, method {self.method} has none; use lora")
-        if self.method != "lora" and self.optim.dtype != "float32":
-            raise ValueError(f"method {self.method} trains the model's own weights: set optim.dtype to float32")
+        if self.method != "lora" and (self.optim.dtype != "float32" or self.lora.four_bit):
+            raise ValueError(
+                f"method {self.method} trains the model's own weights: set optim.dtype to float32 and leave four_bit out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metamoe_backend.config import LoraSettings, OptimSettings, TrainConfig
-from metamoe_backend.errors import ConfigError, StopRequested, StorageError
+from metamoe_backend.errors import ConfigError, StopRequested, StorageError, UnavailableError
 from metamoe_backend.models.adapters import read_adapter
 from metamoe_backend.models.base import load_base
 from metamoe_backend.train import expert
@@ -374,6 +374,49 @@ def test_a_name_that_was_taken_meanwhile_gets_a_number(tmp_path: Path, base_fold
     assert weights_of(tmp_path) != weights_of(tmp_path, "copy-2")
 
 
+def test_gradient_checkpointing_changes_no_number(tmp_path: Path, base_folder: Path) -> None:
+    lora = {"rank": 4, "dropout": 0.1}
+    train(tmp_path / "a", make_config(base_folder, lora))
+    train(tmp_path / "b", make_config(base_folder, lora, gradient_checkpointing=True))
+    a, b = (read_adapter(tmp_path / run / "adapters" / "copy") for run in "ab")
+    for module in a.a:
+        torch.testing.assert_close(a.a[module], b.a[module])
+        torch.testing.assert_close(a.b[module], b.b[module])
+
+
+def test_blocks_are_computed_again_under_gradient_checkpointing(tmp_path: Path, loaded) -> None:
+    passes = []
+    loaded.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: passes.append(1))
+    model = expert.add_lora(loaded.model, LoraSettings(rank=2), 0)
+    examples = expert.make_question_examples(loaded.tokenizer, make_questions(), 64)
+    settings = OptimSettings(steps=3, batch_size=8, gradient_checkpointing=True)
+    run_training(model, examples, [], settings, RecordingContext(tmp_path), device=loaded.device, pad_token=256)
+    assert len(passes) == 6, "each block is read twice a step"
+    assert not model.is_activation_checkpointing
+
+
+def test_reports_reach_the_trackers_that_were_asked_for(tmp_path: Path, loaded, monkeypatch) -> None:
+    from transformers import TrainerCallback, trainer
+
+    told = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **rest) -> None:
+            told.append((state.global_step, sorted(logs)))
+
+    settings = OptimSettings(steps=2, batch_size=8, report_to=["tensorboard"])
+    model = expert.add_lora(loaded.model, LoraSettings(rank=2), 0)
+    examples = expert.make_question_examples(loaded.tokenizer, make_questions(), 64)
+    about = {"device": loaded.device, "pad_token": 256}
+    monkeypatch.setattr("metamoe_backend.train.loop.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="tensorboard is not installed; run `pip install tensorboard`"):
+        run_training(model, examples, [], settings, RecordingContext(tmp_path / "a"), **about)
+    monkeypatch.setattr("metamoe_backend.train.loop.find_spec", lambda name: name)
+    monkeypatch.setattr(trainer, "get_reporting_integration_callbacks", lambda names: [Tracker] * len(names))
+    run_training(model, examples, [], settings, RecordingContext(tmp_path / "b"), **about)
+    assert told == [(step, ["learning_rate", "loss", "memory_mb", "tokens_per_s"]) for step in (1, 2)]
+
+
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
 
 
@@ -498,3 +541,19 @@ def test_the_packaged_model_learns(tmp_path: Path) -> None:
     assert context.rows("adapter")["base"].tolist() == ["smollm2-135m"]
     weights = read_adapter(tmp_path / "adapters" / "copy", load_base("smollm2-135m", "cpu").model)
     assert len(weights.modules) == 3 * 30
+
+
+def test_four_bits_are_refused_without_a_gpu(tmp_path: Path, base_folder: Path) -> None:
+    with pytest.raises(
+        UnavailableError, match="4 bits \\(QLoRA\\) need a CUDA device, not cpu; leave lora.four_bit out"
+    ):
+        train(tmp_path, make_config(base_folder, {"rank": 4, "four_bit": True}))
+
+
+@pytest.mark.gpu
+def test_an_adapter_learns_over_a_base_model_in_four_bits(tmp_path: Path, base_folder: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    config = make_config(base_folder, {"rank": 4, "four_bit": True}).model_copy(update={"device": "cuda"})
+    losses = train(tmp_path, config).rows("metric").query("name == 'loss'")["value"].tolist()
+    assert losses[-1] < losses[0]
+    assert read_adapter(tmp_path / "adapters" / "copy", load_base(str(base_folder), "cpu").model).rank == 4

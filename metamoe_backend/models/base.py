@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import logging
 import os
@@ -51,15 +52,18 @@ class LoadedBase:
     """Of the weights: the packaged file's own, or of the safetensors files' hashes in order of name."""
 
 
-def load_base(base: str, device: str = "auto", dtype: str = "float32") -> LoadedBase:
+def load_base(base: str, device: str = "auto", dtype: str = "float32", four_bit: bool = False) -> LoadedBase:
     """Load a base model: `smollm2-135m` (packaged), a local folder, or a hub id.
 
+    four_bit: its linear modules hold NF4 numbers and compute in `dtype` (QLoRA, arXiv 2305.14314).
     Raises `UnavailableError` when the package, the hub or the device is not there, `InputError` when a folder cannot
     be used, `ConfigError` for an unknown dtype.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype: {dtype!r} is not known; say {' or '.join(DTYPES)}.")
     place = find_device(device)
+    if four_bit:
+        _require_four_bit(place)
     if base == DEFAULT_BASE:
         source = _find_packaged_file()
         folder, sha256 = _dequantise_once(source), hash_file(source)
@@ -68,8 +72,10 @@ def load_base(base: str, device: str = "auto", dtype: str = "float32") -> Loaded
         sha256 = _hash_weights(folder)
     config = _read_config(folder)
     _require_weights(folder)
-    model, tokenizer = _load_folder(folder, config, dtype)
-    model.requires_grad_(False).eval().to(place)
+    model, tokenizer = _load_folder(folder, config, dtype, place if four_bit else None)
+    model.requires_grad_(False).eval()
+    if not four_bit:
+        model.to(place)
     return LoadedBase(base, model, tokenizer, place, dtype, sha256)
 
 
@@ -233,16 +239,32 @@ def _strip_code(value: Any) -> Any:
     return [_strip_code(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _load_folder(folder: Path, config: Any, dtype: str) -> tuple[Any, Any]:
+def _require_four_bit(place: "torch.device") -> None:
+    if place.type != "cuda":
+        raise UnavailableError(
+            f"4 bits (QLoRA) need a CUDA device, not {place}; leave lora.four_bit out, or use a GPU."
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UnavailableError("4 bits (QLoRA) need bitsandbytes; run: pip install bitsandbytes")
+
+
+def _load_folder(folder: Path, config: Any, dtype: str, four_bit_on: "torch.device | None" = None) -> tuple[Any, Any]:
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+    quantised: dict[str, Any] = {}
+    if four_bit_on is not None:
+        settings = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, dtype),
+        )  # fmt: skip
+        quantised = {"quantization_config": settings, "device_map": {"": four_bit_on}}
     try:
         with _quiet_progress():
             result: Any = AutoModelForCausalLM.from_pretrained(
                 folder, config=config, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False,
-                attn_implementation="sdpa", local_files_only=True, output_loading_info=True,
+                attn_implementation="sdpa", local_files_only=True, output_loading_info=True, **quantised,
             )  # fmt: skip
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -111,7 +111,7 @@ def compute(inputs: Inputs, config: TrainConfig, context: Context) -> None:
     from metamoe_backend.models.base import load_base
 
     questions = inputs["questions"]
-    base = load_base(config.base, config.device, config.optim.dtype)
+    base = load_base(config.base, config.device, config.optim.dtype, config.lora.four_bit)
     examples = make_question_examples(base.tokenizer, questions, config.optim.max_tokens)
     train, held = hold_back(len(examples), config.optim.eval_share, config.optim.seed)
     begun = read_banked(inputs["start"], base, context.workspace_root)

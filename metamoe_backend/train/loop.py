@@ -6,6 +6,7 @@ gives the same bytes, interrupted or not.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,6 +71,7 @@ def run_training(
 
     if not len(examples):
         raise ConfigError("There are no questions to train on; choose another plan, split or limit.")
+    _require_reporters(optim)
     _silence()
     lengths = np.array([len(example.tokens) for example in examples])
     steps = count_steps(len(examples), optim.steps, optim.epochs, optim.batch_size)
@@ -88,6 +90,8 @@ def run_training(
             "lower optim.batch_size or optim.max_tokens, or choose another device."
         ) from None
     _require_finite(trainer)
+    if optim.gradient_checkpointing:
+        model.activation_checkpointing_disable()
     model.eval()
     state = trainer.state
     return TrainingResult(
@@ -121,7 +125,9 @@ def _make_trainer(
         save_steps=optim.save_every,
         logging_strategy="no",
         logging_nan_inf_filter=False,
-        report_to="none",
+        report_to=list(optim.report_to),
+        activation_checkpointing=optim.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if optim.gradient_checkpointing else None,
         disable_tqdm=True,
         remove_unused_columns=False,
         use_cpu=device.type == "cpu",
@@ -154,7 +160,7 @@ def _add_reporter(
         return _compute_eval_loss(trainer, held_back, optim.batch_size)
 
     every = choose_evaluate_every(steps, optim.batch_size, len(held_back))
-    reporter = Reporter(context, steps, every, lambda: trainer.last, evaluate if len(held_back) else None)
+    reporter = Reporter(context, steps, every, lambda: trainer.last, evaluate if len(held_back) else None, trainer.tell)
     trainer.add_callback(reporter)
     return reporter
 
@@ -176,6 +182,12 @@ def _compute_eval_loss(trainer: "AnswerTrainer", held_back: Sequence[Example], b
             count += tokens
     model.train()
     return total / count
+
+
+def _require_reporters(optim: OptimSettings) -> None:
+    for name in optim.report_to:
+        if find_spec(name) is None:
+            raise ConfigError(f"optim.report_to: {name} is not installed; run `pip install {name}`, or leave it out.")
 
 
 def _require_finite(trainer: "AnswerTrainer") -> None:

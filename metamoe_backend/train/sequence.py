@@ -90,7 +90,7 @@ def compute(inputs: Inputs, config: SequenceConfig, context: Context) -> None:
     """
     from metamoe_backend.models.base import load_base
 
-    base = load_base(config.base, config.device, config.optim.dtype)
+    base = load_base(config.base, config.device, config.optim.dtype, config.lora.four_bit)
     questions, targets = inputs["questions"], inputs["target"]
     examples = {
         step: make_question_examples(base.tokenizer, part, config.optim.max_tokens)

@@ -175,6 +175,10 @@ class AnswerTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Nothing: `Reporter` reports."""
 
+    def tell(self, metrics: dict[str, float]) -> None:
+        """Hand a report to the trackers that were asked for (tensorboard, mlflow …)."""
+        self.callback_handler.on_log(self.args, self.state, self.control, dict(metrics))
+
     def floating_point_ops(self, inputs: Any) -> int:
         """0: counting would walk over all parameters at every step."""
         return 0
@@ -242,8 +246,10 @@ class Reporter(TrainerCallback):
         evaluate_every: int,
         last: Callable[[], dict[str, float]],
         evaluate: Callable[[], float] | None,
+        tell: Callable[[dict[str, float]], None],
     ) -> None:
         self.context = context
+        self.tell = tell
         self.steps = steps
         self.last = last
         self.evaluate = evaluate
@@ -282,6 +288,7 @@ class Reporter(TrainerCallback):
             control.should_save = control.should_training_stop = True
         if metrics:
             state.log_history.append({"step": step, **metrics})
+            self.tell(metrics)
         if self.stop:
             # What was logged up to here is handed over now; a run that goes on hands over the rest.
             state.log_history.append({"step": step, HANDED_OVER: 1.0})
