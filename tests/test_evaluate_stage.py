@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from metamoe_backend.config import DEFAULT_BASE, EvaluateConfig
-from metamoe_backend.errors import ConfigError, NotFoundError, StopRequested, UnavailableError
+from metamoe_backend.errors import ConfigError, NotFoundError, StopRequested, StorageError, UnavailableError
 from metamoe_backend.evaluate import answering, stage
 from metamoe_backend.evaluate.prompts import hash_prompt
 from metamoe_backend.jobs.context import RunContext
@@ -196,6 +197,8 @@ def test_activations_and_routes_of_a_mixture(prepared: Prepared):
     went_to_base = sums.index.get_level_values("question_id").isin(to_base)
     assert sums[went_to_base].to_numpy() == pytest.approx(0.0)
     assert sums[~went_to_base].to_numpy() == pytest.approx(1.0, abs=1e-4)
+    # top_k is 1: one expert is chosen for each token, and the top-k share is the share of the chosen.
+    assert activation["chosen"].to_numpy() == pytest.approx(activation["share"].to_numpy(), abs=1e-4)
     tokens = activation[activation["question_id"] == "sum-test-3"]["tokens"].unique().tolist()
     assert tokens == [len("3 + 1 =")]  # one token a byte
 
@@ -315,6 +318,12 @@ def test_a_stop_is_obeyed_and_what_was_answered_is_kept(prepared: Prepared, monk
     rest = RecordingContext(prepared.root)
     stage.compute(inputs, config, rest)
     assert len(rest.rows("prediction")) == PER_TASK
+
+
+def test_an_expert_deleted_while_a_mixture_names_it_is_named(prepared: Prepared):
+    shutil.rmtree(prepared.root / "adapters" / "sums")
+    with pytest.raises(StorageError, match="Expert sums of mixture moe is missing from .*put it back, or make"):
+        prepared.evaluate(systems=["moe"])
 
 
 def test_only_new_systems_and_questions_are_answered(prepared: Prepared):

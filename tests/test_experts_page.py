@@ -8,14 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from streamlit.testing.v1 import AppTest
 
-from metamoe_backend.config import BASE_EXPERT, parse_config
+from metamoe_backend.config import BASE_EXPERT, SelectConfig, parse_config
 from metamoe_backend.config import ImportAdapterConfig as Named
+from metamoe_backend.errors import ConfigError
 from metamoe_backend.store.acts import fetch_undoable, undo
+from metamoe_backend.store.expert_selections import fetch_candidates, fetch_selections
 from metamoe_backend.store.experts import fetch_adapters, fetch_plan_entries, fetch_plans
 from metamoe_backend.workspace import Workspace
 from pages.shared import state
 from pages.shared.experts_bank import describe_bank
 from pages.shared.experts_board import name_for_skill, propose_assignments
+from pages.shared.experts_selection import explain_choice
 from pages.shared.experts_training import describe_experts
 
 PAGE = str(Path(state.__file__).parents[1] / "p06_experts.py")
@@ -166,3 +169,65 @@ def test_without_a_labelling_the_page_says_where_to_make_one(
     finally:
         state._open_store(str(workspace.root.resolve())).close()
         state._open_store.clear()
+
+
+def test_a_choice_is_shown_with_every_rank_and_its_reason(opened: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    went: list[str] = []
+    monkeypatch.setattr("pages.shared.experts_selection.open_page", went.append)
+    app = opened.run()
+    assert not app.exception and not app.error
+    store = state.get_store()
+    run_id = fetch_selections(store)["run_id"].iloc[0]
+    ranking = fetch_candidates(store, run_id)
+    chosen = ranking.loc[ranking["chosen"], "adapter"].tolist()
+    assert any(f"For syllogism: **{', '.join(chosen)}**" in text.value for text in app.markdown)
+    shown = next(frame.value for frame in app.dataframe if "accuracy_rank" in frame.value)
+    assert shown["adapter"].tolist() == ranking["adapter"].tolist()
+    assert (shown["rank_sum"] == shown["accuracy_rank"] + shown["perplexity_rank"]).all()
+    assert shown.loc[shown["chosen"] == "★", "adapter"].tolist() == chosen
+    sets = next(frame.value for frame in app.dataframe if "diversity_rank" in frame.value)
+    assert len(sets) == 3 and list(sets["experts"].iloc[0]) == chosen
+    assert (sets["total"] == sets["rank_sum"] + sets["diversity_rank"]).all() and sets["total"].is_monotonic_increasing
+    app.button(key="experts_select_join").click().run()
+    assert went == ["jobs"] and app.session_state["jobs_panel"]["values"]["experts"] == chosen
+
+
+def test_the_reason_names_the_winner_the_next_set_and_a_tie() -> None:
+    ranking = pd.DataFrame({"task": "t", "adapter": list("abc"), "shortlisted": True})
+    subsets = pd.DataFrame(
+        {"experts": [["a"], ["b"]], "rank_sum": [2.0, 3.5], "similarity": 0.0, "diversity_rank": [2.0, 2.0],
+         "total": [4.0, 5.5]}
+    )  # fmt: skip
+    said = explain_choice(ranking, subsets)
+    assert "For t: **a**. Of 3 candidates" in said and "Next comes b: 3.5 + 2 = 5.5." in said and "equal" not in said
+    assert "the lower perplexity decided" in explain_choice(ranking, subsets.assign(total=4.0))
+
+
+def test_a_selection_is_asked_for_as_the_command_shown(opened: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, dict]] = []
+
+    def refuse(_store: object, stage: str, values: dict, _by: str) -> None:
+        asked.append((stage, values))
+        raise ConfigError("Not now; later.")
+
+    monkeypatch.setattr("pages.shared.experts_selection.launch", refuse)
+    app = opened.run()
+    app.number_input(key="experts_select_k").set_value(5)
+    app.number_input(key="experts_select_experts").set_value(9).run()
+    assert any("experts is 9 but shortlist is 8" in warning.value for warning in app.warning)
+    app.number_input(key="experts_select_experts").set_value(2).run()
+    assert any("--k 5 --shortlist 8 --experts 2" in code.value for code in app.code)
+    app.button(key="experts_select_go").click().run()
+    assert not app.exception and "Not now" in app.error[0].value
+    (stage, values) = asked[0]
+    config = parse_config(SelectConfig, values)
+    assert (stage, config.k, config.experts, config.base) == ("select", 5, 2, "smollm2-135m")
+
+
+def test_mistakes_are_compared_where_weights_cannot_be(opened: AppTest) -> None:
+    app = opened.run()
+    assert any("files in this workspace are needed" in caption.value for caption in app.caption)
+    app.selectbox(key="experts_likeness").select("mistakes").run()
+    assert not app.exception and not app.error
+    assert any(text.value.startswith("Most alike: ") for text in app.markdown)
+    assert any("Cohen's kappa of their mistakes: " in text.value and "n=210" in text.value for text in app.text)

@@ -68,7 +68,7 @@ def make_likeness_figure(
     names = [plain(name, 24) for name in tree.order]
     ticks = {"tickmode": "array", "tickvals": places, "ticktext": names, "showgrid": False, "zeroline": False}
     figure.update_xaxes(**ticks, tickangle=-35, row=1, col=1)
-    figure.update_xaxes(title=_("1 − likeness"), rangemode="tozero", zeroline=False, row=1, col=2)
+    figure.update_xaxes(title=_("1 − likeness"), rangemode="tozero", zeroline=False, nticks=3, row=1, col=2)
     figure.update_yaxes(**ticks, range=[len(places) - 0.5, -0.5], row=1, col=1)
     figure.update_yaxes(showgrid=False, zeroline=False, row=1, col=2)
     return figure

@@ -152,7 +152,7 @@ def _render_choice(ranking: pd.DataFrame, shots: pd.DataFrame, pairs: pd.DataFra
             ),
             "accuracy_rank": _number(_("R_A"), _("Rank by accuracy, 1 the highest; equal ones share their mean rank")),
             "perplexity": st.column_config.NumberColumn(
-                _("Perplexity"), format="compact",
+                _("Perplexity"), format="%.4g",
                 help=_("Perplexity of explanation and answer, summed over the K shots, mean over the draws"),
             ),
             "perplexity_rank": _number(_("R_P"), _("Rank by perplexity, 1 the lowest; equal ones share their mean rank")),
