@@ -9,13 +9,21 @@ from metamoe_backend.store.results import fetch_activations, fetch_mixtures_with
 from pages.shared.i18n import _
 from pages.shared.layout import canvas_and_inspector, empty_state, page_header
 from pages.shared.review_views import render_review_action
+from pages.shared.router_agreement import (
+    load_agreement,
+    load_patterns,
+    load_votes,
+    render_agreement,
+    render_together,
+)
 from pages.shared.router_views import (
     render_answer,
     render_clicked_cell,
     render_health,
     render_layer_heatmap,
+    render_lower_cell,
+    render_question,
     render_skill_heatmap,
-    render_token_strip,
 )
 from pages.shared.state import get_store, open_page, per_version
 
@@ -53,14 +61,24 @@ def render() -> None:
     render_answer(activations, routes, plan, experts)
     canvas, inspector = canvas_and_inspector()
     with canvas:
-        cell = render_layer_heatmap(activations, experts)
+        render_layer_heatmap(activations, experts)
         render_review_action(store, "router/layers", ["router_system", "router_tasks", "router_value"])
-        skill_cell = render_skill_heatmap(activations, routes, plan, experts)
+        render_skill_heatmap(activations, routes, plan, experts)
         render_review_action(store, "router/skills", ["router_system", "router_tasks", "router_group", "router_level"])
     with inspector:
-        render_clicked_cell(store, system, cell, skill_cell)
+        render_clicked_cell(store, system, tasks, routes)
         render_health(activations)
-    render_token_strip(store, system, experts)
+    pairs = tuple(zip(plan["skill"], plan["expert"], strict=True))
+    votes = load_votes(store, system, tasks, pairs)
+    left, right = st.columns(2, gap="medium")
+    with left:
+        render_together(load_patterns(store, system, tasks), experts)
+        render_review_action(store, "router/pairs", ["router_system", "router_tasks"])
+    with right:
+        raters = render_agreement(votes, load_agreement(store, system, tasks, pairs), experts)
+        render_review_action(store, "router/agreement", ["router_system", "router_tasks"])
+    render_lower_cell(store, system, tasks, votes, raters)
+    render_question(store, system, experts)
 
 
 def _choose(store: Store, mixtures: pd.DataFrame) -> tuple[str, tuple[str, ...]]:

@@ -14,7 +14,13 @@ from metamoe_backend.figures.experts import make_choice_figure, make_likeness_fi
 from metamoe_backend.figures.maps import colour_by_group, colour_by_value, make_map_figure, mark_point
 from metamoe_backend.figures.raster import draw_points
 from metamoe_backend.figures.results import make_difference_figure, make_outcomes_figure
-from metamoe_backend.figures.routing import make_layer_heatmap_figure, make_skill_heatmap_figure, make_token_figure
+from metamoe_backend.figures.routing import (
+    make_coactivation_figure,
+    make_confusion_figure,
+    make_layer_heatmap_figure,
+    make_skill_heatmap_figure,
+    make_token_figure,
+)
 from metamoe_backend.figures.style import GREY, plain, wrapped
 
 
@@ -92,9 +98,10 @@ def test_nothing_in_view_is_an_empty_picture():
 
 def test_the_layer_heatmap_keeps_every_cell():
     use = pd.DataFrame(
-        [(layer, expert, 0.1 * layer, 0.5, 3) for layer in range(4) for expert in ("a", "b")],
-        columns=["layer", "expert", "share", "weight", "n"],
+        [(layer, expert, 0.1 * layer, 0.5, 0.2 * layer, 3) for layer in range(4) for expert in ("a", "b")],
+        columns=["layer", "expert", "share", "weight", "chosen", "n"],
     )
+    assert np.allclose(make_layer_heatmap_figure(use, ["b", "a"], value="chosen").data[0].z, [[0, 0.2, 0.4, 0.6]] * 2)
     heatmap = make_layer_heatmap_figure(use, ["b", "a"]).data[0]
     assert np.allclose(heatmap.z, [[0, 0.1, 0.2, 0.3]] * 2)
     assert heatmap.customdata[1][2][:2] == [2, "a"]
@@ -162,3 +169,21 @@ def test_how_often_each_expert_is_chosen():
 def test_text_from_data_cannot_carry_markup(text: str):
     assert "<" not in plain(text)
     assert "<" not in wrapped(text).replace("<br>", "")
+
+
+def test_long_names_that_begin_and_end_alike_stay_apart():
+    names = ["general-knowledge-expert-first-half-v1", "general-knowledge-expert-other-half-v1", "short"]
+    pairs = pd.DataFrame(
+        [(one, other, 0.5, 1.0, 0.7, 9) for one in names for other in names],
+        columns=["expert", "other", "together", "lift", "even", "gates"],
+    )
+    heatmap = make_coactivation_figure(pairs, names).data[0]
+    assert len(set(heatmap.x)) == len(set(heatmap.y)) == 3 and max(map(len, heatmap.x)) <= 24
+    assert heatmap.customdata[0][1][:2] == names[:2]
+
+
+def test_the_confusion_table_has_a_row_and_a_column_for_every_expert():
+    confusion = pd.DataFrame({"label": ["a", "b"], "by_token": ["a", "a"], "questions": [3, 2]})
+    heatmap = make_confusion_figure(confusion, ["a", "b", "base"], ("plan", "token")).data[0]
+    assert np.array_equal(heatmap.z, [[3, 0, 0], [2, 0, 0], [0, 0, 0]])
+    assert heatmap.customdata[1][0][:2] == ["b", "a"]

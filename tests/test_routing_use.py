@@ -8,13 +8,20 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from metamoe_backend.evaluate.routing import (
+    compute_agreement,
+    compute_coactivation,
+    compute_confusion,
     compute_entropy,
     compute_layer_entropy,
     compute_layer_use,
     compute_load,
+    compute_nats,
     compute_question_entropy,
     compute_skill_use,
+    compute_token_entropy,
+    compute_votes,
     find_collapse,
+    find_collapsed_layers,
 )
 
 PLAN = pd.DataFrame({"skill": ["arithmetic", "logic"], "expert": ["arith", "logic"]})
@@ -103,8 +110,87 @@ def test_entropy_lies_between_0_and_1(weights):
 
 def test_collapse_names_who_carries_everything_and_who_nothing():
     load = pd.DataFrame({"expert": ["a", "b", "c"], "load": [0.95, 0.05, 0.0]})
-    assert find_collapse(load)[["expert", "problem"]].to_numpy().tolist() == [["a", "dominant"], ["c", "unused"]]
+    assert find_collapse(load)[["expert", "problem"]].to_numpy().tolist() == [["a", "dominant"], ["c", "dead"]]
     # Questions answered by the base model lower every load: what counts is the split between the experts.
-    assert find_collapse(load.assign(load=load["load"] / 4))["problem"].tolist() == ["dominant", "unused"]
+    assert find_collapse(load.assign(load=load["load"] / 4))["problem"].tolist() == ["dominant", "dead"]
     assert find_collapse(load.assign(load=[0.4, 0.3, 0.3])).empty
     assert find_collapse(load.head(1)).empty
+    assert find_collapse(load.assign(load=[0.5, 0.49, 0.01]))["problem"].tolist() == ["unused"]
+
+
+def test_a_dead_expert_and_a_layer_of_one_expert_are_found():
+    load = pd.DataFrame({"expert": ["a", "b", "c"], "load": [0.6, 0.4, 0.0]})
+    assert find_collapse(load)[["expert", "problem"]].to_numpy().tolist() == [["c", "dead"]]
+    layers = compute_layer_use(make_activations().query("skill != 'logic'"))
+    assert find_collapsed_layers(layers)[["layer", "expert", "load"]].to_numpy().tolist() == [[0, "arith", 1.0]]
+    assert find_collapsed_layers(compute_layer_use(make_activations())).empty
+
+
+def test_the_top_k_share_is_there_only_where_every_recording_has_it():
+    frame = make_activations()
+    assert compute_layer_use(frame)["chosen"].isna().all()
+    known = compute_layer_use(frame.assign(chosen=2 * frame["share"]))
+    assert known["chosen"].to_numpy() == pytest.approx(2 * known["share"].to_numpy())
+    assert compute_layer_use(frame.assign(chosen=[np.nan, *[1.0] * (len(frame) - 1)]))["chosen"].isna().all()
+
+
+PATTERNS = pd.DataFrame({"experts": [["a", "b"], ["a", "c"], ["c"]], "gates": [6, 2, 2], "entropy": [0.5, 0.6, 0.0]})
+
+
+def test_co_activation_equals_counting_gate_by_gate():
+    pairs = compute_coactivation(PATTERNS, ["a", "b", "c", "d"]).set_index(["expert", "other"])
+    gates = [set(row.experts) for row in PATTERNS.itertuples() for _ in range(row.gates)]
+    for one in "abcd":
+        for other in "abcd":
+            both = sum({one, other} <= gate for gate in gates) / len(gates)
+            each = [sum(name in gate for gate in gates) / len(gates) for name in (one, other)]
+            assert pairs.loc[(one, other), "together"] == pytest.approx(both)
+            lift = both / (each[0] * each[1]) if each[0] * each[1] else np.nan
+            assert pairs.loc[(one, other), "lift"] == pytest.approx(lift, nan_ok=True)
+    assert pairs["gates"].unique().tolist() == [10]
+
+
+def test_the_even_lift_is_that_of_all_pairs_equally_often():
+    names = ["a", "b", "c", "d"]
+    sets = [[one, other] for place, one in enumerate(names) for other in names[place + 1 :]]
+    pairs = compute_coactivation(pd.DataFrame({"experts": sets, "gates": 5, "entropy": 0.6}), names)
+    apart = pairs[pairs["expert"] != pairs["other"]]
+    assert apart["lift"].to_numpy() == pytest.approx(apart["even"].to_numpy()) and apart["even"].iloc[0] < 1
+
+
+def test_entropy_is_told_in_nats_and_of_one_token():
+    assert compute_nats(np.array([[1.0, 1.0, 0.0], [3.0, 0.0, 0.0], [0.0, 0.0, 0.0]])) == pytest.approx(
+        [np.log(2), 0, 0]
+    )
+    found = compute_token_entropy(PATTERNS, 4)
+    assert found["nats"] == pytest.approx((6 * 0.5 + 2 * 0.6) / 10) and found["gates"] == 10
+    assert found["entropy"] == pytest.approx(found["nats"] / np.log(4))
+    assert np.isnan(compute_token_entropy(PATTERNS.iloc[:0], 4)["nats"])
+
+
+def test_routers_and_skills_are_compared_question_by_question():
+    choices = pd.DataFrame(
+        {
+            "question_id": [f"q{number}" for number in range(6)], "task": "toy",
+            "skill": ["arithmetic", "arithmetic", "logic", "logic", "other", None], "labelled": True,
+            "by_question": ["arith", "arith", "logic", "arith", "logic", "logic"],
+            "by_token": ["arith", "logic", "logic", "arith", "logic", "base"],
+        }
+    )  # fmt: skip
+    votes = compute_votes(choices, PLAN)
+    assert votes[votes["rater"] == "label"]["question_id"].tolist() == ["q0", "q1", "q2", "q3"]
+    agreement = compute_agreement(votes).set_index(["first", "second"])
+    assert agreement["n"].to_dict() == {
+        ("label", "by_question"): 4,
+        ("label", "by_token"): 4,
+        ("by_question", "by_token"): 6,
+    }
+    assert agreement["same"].to_dict() == pytest.approx(
+        {("label", "by_question"): 3 / 4, ("label", "by_token"): 2 / 4, ("by_question", "by_token"): 4 / 6}
+    )
+    # Label: 2 arith, 2 logic; task router: 3 arith, 1 logic: by chance they agree in 1/2, so kappa = (3/4 - 1/2) / (1/2).
+    assert agreement.loc[("label", "by_question"), "kappa"] == pytest.approx(0.5)
+    confusion = compute_confusion(votes, "label", "by_question").set_index(["label", "by_question"])["questions"]
+    assert confusion.to_dict() == {("arith", "arith"): 2, ("logic", "arith"): 1, ("logic", "logic"): 1}
+    alone = compute_votes(choices.assign(by_question=None), PLAN)
+    assert set(alone["rater"]) == {"label", "by_token"} and len(compute_agreement(alone)) == 1

@@ -64,48 +64,143 @@ def fetch_evaluated_systems(store: Store) -> list[str]:
 
 
 def fetch_mixtures_with_activations(store: Store) -> pd.DataFrame:
-    """system, run_id (the newest with activations), questions; in the order the mixtures were made."""
+    """system, run_id (the newest with activations); in the order the mixtures were made."""
     return store.frame("""
-        SELECT used.system, used.run_id, used.questions
-        FROM (SELECT system, run_id, count(DISTINCT question_id) AS questions FROM activation GROUP BY system, run_id
-              QUALIFY row_number() OVER (PARTITION BY system ORDER BY run_id DESC) = 1) AS used
+        SELECT used.system, used.run_id
+        FROM (SELECT system, max(run_id) AS run_id FROM activation GROUP BY system) AS used
         LEFT JOIN system USING (system) ORDER BY system.created_at, used.system
     """)
 
 
-def fetch_activations(store: Store, system: str, tasks: Sequence[str] = ()) -> pd.DataFrame:
-    """Gate use of a mixture averaged over questions: task, skill, layer, site, expert, weight, share, questions, tokens.
+_READ_QUESTION = f"""
+    {_QUESTION_SKILL},
+    -- Questions of $tasks that a mixture read, with the newest evaluation of each. One layer tells: all are written.
+    read_question AS (
+        SELECT question_id, max(activation.run_id) AS run_id, any_value(task) AS task, any_value(skill) AS skill
+        FROM activation JOIN question USING (question_id) LEFT JOIN question_skill USING (question_id)
+        WHERE system = $system AND layer = (SELECT min(layer) FROM activation WHERE system = $system)
+            AND (len($tasks) = 0 OR list_contains($tasks, task))
+        GROUP BY question_id)
+"""
 
-    weight and share are means over questions of the newest evaluation of each question.
+
+def fetch_activations(store: Store, system: str, tasks: Sequence[str] = ()) -> pd.DataFrame:
+    """Gate use of a mixture averaged over questions: task, skill, layer, site, expert, weight, share, chosen,
+    questions, tokens.
+
+    weight, share and chosen are means over questions of the newest evaluation of each question; chosen is NaN where
+    some recording is older than that column.
     """
     return store.frame(
         f"""
-        WITH {_QUESTION_SKILL},
-        newest AS (SELECT question_id, max(run_id) AS run_id FROM activation WHERE system = $system GROUP BY question_id)
-        SELECT question.task, skill, layer, site, expert, avg(weight) AS weight, avg(share) AS share,
-            count(DISTINCT question_id) AS questions, sum(tokens) AS tokens
-        FROM activation JOIN newest USING (question_id, run_id) JOIN question USING (question_id)
-        LEFT JOIN question_skill USING (question_id)
-        WHERE system = $system AND (len($tasks) = 0 OR list_contains($tasks, question.task))
-        GROUP BY question.task, skill, layer, site, expert ORDER BY question.task, layer, site, expert
+        WITH {_READ_QUESTION}
+        SELECT task, skill, layer, site, expert, avg(weight) AS weight, avg(share) AS share,
+            if(count(chosen) = count(*), avg(chosen), NULL) AS chosen, count(*) AS questions, sum(tokens) AS tokens
+        FROM activation JOIN read_question USING (question_id, run_id)
+        WHERE system = $system
+        GROUP BY task, skill, layer, site, expert ORDER BY task, layer, site, expert
+        """,
+        {"system": system, "tasks": list(tasks)},
+    )
+
+
+def fetch_question_choices(store: Store, system: str, tasks: Sequence[str] = ()) -> pd.DataFrame:
+    """Where both routers sent each question: question_id, task, skill, labelled, by_question, by_token.
+
+    by_question: the task-level router's most probable route (NULL without one). by_token: the expert of the largest
+    mean gate weight over layers and sites; base where no expert was used. labelled: a person gave the skill.
+    """
+    return store.frame(
+        f"""
+        WITH {_READ_QUESTION},
+        used AS (
+            SELECT question_id, expert, avg(weight) AS weight FROM activation JOIN read_question USING (question_id, run_id)
+            WHERE system = $system GROUP BY question_id, expert),
+        by_token AS (
+            SELECT question_id, if(max(weight) > 0, arg_max(expert, weight), 'base') AS by_token
+            FROM used GROUP BY question_id),
+        by_question AS (
+            SELECT question_id, arg_max(expert, probability) AS by_question
+            FROM route JOIN read_question USING (question_id, run_id) WHERE system = $system GROUP BY question_id)
+        SELECT question_id, task, skill,
+            question_id IN (SELECT question_id FROM question_label) AS labelled, by_question, by_token
+        FROM read_question JOIN by_token USING (question_id) LEFT JOIN by_question USING (question_id)
+        ORDER BY task, question_id
         """,
         {"system": system, "tasks": list(tasks)},
     )
 
 
 def fetch_question_activations(
-    store: Store, system: str, layer: int | None = None, expert: str | None = None, limit: int = 200
+    store: Store,
+    system: str,
+    layer: int | None = None,
+    expert: str | None = None,
+    tasks: Sequence[str] = (),
+    limit: int = 200,
 ) -> pd.DataFrame:
     """Questions that use an expert most, at one layer or over all: question_id, task, skill, prompt, weight, share."""
     return store.frame(
         f"""
-        WITH {_QUESTION_SKILL}
-        SELECT question_id, question.task, skill, prompt, avg(weight) AS weight, avg(share) AS share
-        FROM activation JOIN question USING (question_id) LEFT JOIN question_skill USING (question_id)
-        WHERE system = $system AND ($layer IS NULL OR layer = $layer) AND ($expert IS NULL OR expert = $expert)
-        GROUP BY ALL ORDER BY share DESC, question_id LIMIT $limit
+        WITH {_READ_QUESTION},
+        used AS (
+            SELECT question_id, avg(weight) AS weight, avg(share) AS share
+            FROM activation JOIN read_question USING (question_id, run_id)
+            WHERE system = $system AND ($layer IS NULL OR layer = $layer) AND ($expert IS NULL OR expert = $expert)
+            GROUP BY question_id ORDER BY share DESC, question_id LIMIT $limit)
+        SELECT question_id, read_question.task, skill, prompt, weight, share
+        FROM used JOIN read_question USING (question_id) JOIN question USING (question_id)
+        ORDER BY share DESC, question_id
         """,
-        {"system": system, "layer": layer, "expert": expert, "limit": limit},
+        {"system": system, "layer": layer, "expert": expert, "tasks": list(tasks), "limit": limit},
+    )
+
+
+_SAMPLED_GATE = f"""
+    {_QUESTION_SKILL},
+    -- Questions of $tasks that are there token by token, with the newest evaluation of each.
+    sampled AS (
+        SELECT question_id, max(token_activation.run_id) AS run_id, any_value(task) AS task
+        FROM token_activation JOIN question USING (question_id)
+        WHERE system = $system AND token_activation.position = 0 AND (len($tasks) = 0 OR list_contains($tasks, task))
+        GROUP BY question_id),
+    -- Of each of their tokens at each layer: the experts chosen, and the entropy of their weights in nats.
+    gate AS (
+        SELECT question_id, list(expert ORDER BY expert) AS experts, -sum(weight * ln(weight)) AS entropy
+        FROM token_activation JOIN sampled USING (question_id, run_id)
+        WHERE system = $system AND weight > 0
+        GROUP BY question_id, position, layer)
+"""
+
+
+def fetch_gate_patterns(store: Store, system: str, tasks: Sequence[str] = ()) -> pd.DataFrame:
+    """Which experts were chosen together, over the sampled questions' tokens and layers: experts (a list), gates (how
+    often exactly these were chosen), entropy (mean over them, of the weights of one gate, in nats).
+
+    A layer with several sites counts as one gate: what any of its sites chose. Questions answered by the bare base
+    model have no gates.
+    """
+    return store.frame(
+        f"WITH {_SAMPLED_GATE} SELECT experts, count(*) AS gates, avg(entropy) AS entropy FROM gate "
+        "GROUP BY experts ORDER BY gates DESC, experts",
+        {"system": system, "tasks": list(tasks)},
+    )
+
+
+def fetch_pair_questions(store: Store, system: str, first: str, second: str, tasks: Sequence[str] = ()) -> pd.DataFrame:
+    """Sampled questions by how often both experts were chosen for one token: question_id, task, skill, prompt, share.
+
+    With the same expert twice: by how often it was chosen.
+    """
+    return store.frame(
+        f"""
+        WITH {_SAMPLED_GATE}
+        SELECT question_id, any_value(question.task) AS task, any_value(skill) AS skill, any_value(prompt) AS prompt,
+            avg(list_has_all(experts, [$first, $second])::INT) AS share
+        FROM gate JOIN question USING (question_id) LEFT JOIN question_skill USING (question_id)
+        GROUP BY question_id HAVING share > 0 ORDER BY share DESC, question_id
+        """,
+        {"system": system, "tasks": list(tasks), "first": first, "second": second},
     )
 
 

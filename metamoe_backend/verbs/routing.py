@@ -1,6 +1,7 @@
 """Verbs about what routers did and what else they could have done: activations, force."""
 
 import argparse
+from itertools import combinations
 
 import pandas as pd
 
@@ -19,9 +20,29 @@ from metamoe_backend.verbs.common import (
 
 
 def run_activations(options: argparse.Namespace) -> Result:
-    from metamoe_backend.evaluate.routing import compute_layer_use, compute_load, compute_skill_use, find_collapse
+    from metamoe_backend.evaluate.routing import (
+        DOMINANT_LOAD,
+        RATERS,
+        UNUSED_LOAD,
+        compute_agreement,
+        compute_coactivation,
+        compute_confusion,
+        compute_layer_entropy,
+        compute_layer_use,
+        compute_load,
+        compute_skill_use,
+        compute_token_entropy,
+        compute_votes,
+        find_collapse,
+        find_collapsed_layers,
+    )
     from metamoe_backend.store.experts import fetch_plan_entries, fetch_system_settings
-    from metamoe_backend.store.results import fetch_activations, fetch_mixtures_with_activations
+    from metamoe_backend.store.results import (
+        fetch_activations,
+        fetch_gate_patterns,
+        fetch_mixtures_with_activations,
+        fetch_question_choices,
+    )
 
     with open_store(options) as store:
         mixtures = fetch_mixtures_with_activations(store)
@@ -33,14 +54,30 @@ def run_activations(options: argparse.Namespace) -> Result:
             raise NotFoundError(f"Mixture {system!r} has no activations (there are: {', '.join(mixtures['system'])}).")
         plan = fetch_system_settings(store, system).get("plan")
         entries = fetch_plan_entries(store, plan) if plan else pd.DataFrame({"skill": [], "expert": []})
-    load = compute_load(activations)
+        patterns = fetch_gate_patterns(store, system, options.task)
+        votes = compute_votes(fetch_question_choices(store, system, options.task), entries)
+    load, use = compute_load(activations, "weight"), compute_layer_use(activations)
+    raters = [rater for rater in RATERS if rater in set(votes["rater"])]
+    confusions = [
+        compute_confusion(votes, *pair)
+        .set_axis(["says", "other_says", "questions"], axis=1)
+        .assign(first=pair[0], second=pair[1])
+        for pair in combinations(raters, 2)
+    ]
     tables = {
-        "layer_by_expert": compute_layer_use(activations),
-        "skill_by_expert": compute_skill_use(activations, entries),
+        "layer_by_expert": use,
+        "skill_by_expert": compute_skill_use(activations, entries, "weight"),
         "load": load,
+        "layer_entropy": compute_layer_entropy(activations, "weight"),
+        "token_entropy": pd.DataFrame([compute_token_entropy(patterns, len(load))]),
+        "chosen_together": compute_coactivation(patterns, load["expert"].tolist()),
+        "agreement": compute_agreement(votes),
+        "confusion": pd.concat(confusions) if confusions else pd.DataFrame(),
         "warnings": find_collapse(load),
+        "collapsed_layers": find_collapsed_layers(use),
     }
-    return {"system": system, **show_tables(options, tables)}
+    thresholds = {"dominant_from": DOMINANT_LOAD, "unused_below_part_of_even": UNUSED_LOAD}
+    return {"system": system, "thresholds": thresholds, **show_tables(options, tables)}
 
 
 def run_force(options: argparse.Namespace) -> Result:

@@ -29,12 +29,29 @@ def chart_title(address: str) -> str:
     names = {
         "experts/likeness": _("Experts: how alike the adapters are"), "experts/selection": _("Experts: choice for a task"),
         "router/layers": _("Router: layer × expert"), "router/skills": _("Router: skill × expert"),
+        "router/pairs": _("Router: experts chosen together"), "router/agreement": _("Router: do the routers agree?"),
         "outcomes/parts": _("Outcomes: solved by all, some, none"), "outcomes/errors": _("Outcomes: error rates"),
         "forgetting/matrix": _("Forgetting: systems × tasks"),
     }  # fmt: skip
     chart, _mark, query = address.partition("?")
-    filters = ", ".join(value for _name, value in parse_qsl(query))
+    filters = ", ".join(_filter_word(name, value) for name, value in parse_qsl(query))
     return names.get(chart, chart) + (f" ({filters})" if filters else "")
+
+
+def _filter_word(name: str, value: str) -> str:
+    """A filter's value as the page calls it; names of systems, tasks and experts are what they are."""
+    return filter_words().get(name, {}).get(value, value)
+
+
+def filter_words() -> dict[str, dict[str, str]]:
+    """What the codes that stand in the address are called, by the key of their widget."""
+    return {
+        "router_value": {
+            "weight": _("Mean gate weight"), "chosen": _("Top-k share of tokens"), "share": _("Share of chosen gates"),
+        },
+        "router_group": {"skill": _("Skills"), "task": _("Tasks")},
+        "router_level": {"question": _("Per question (probability)"), "token": _("Per token (gate weight)")},
+    }  # fmt: skip
 
 
 def render_review_action(store: Store, chart: str, filters: Sequence[str]) -> None:

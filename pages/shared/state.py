@@ -3,11 +3,12 @@
 import functools
 import getpass
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from metamoe_backend.errors import NotFoundError
 from metamoe_backend.selections import read_questions, save_questions
@@ -131,10 +132,16 @@ def clear_selection(part: str | None = None) -> None:
         select(expert=None)
 
 
+def went_through_history() -> bool:
+    """Whether this run answers the browser's Back or Forward: then the address says what is wanted."""
+    context = get_script_run_ctx()
+    return context is not None and context.is_history_navigation
+
+
 def restore_selection() -> None:
     """Take the selection from the address if it names one, else put the session's there. Before the page runs."""
     wanted = {name: st.query_params.get(name) for name in ("questions", "run", "expert")}
-    if not any(wanted.values()):
+    if not any(wanted.values()) and not went_through_history():
         _write_to_url(get_selection())
         return
     if wanted == _as_url(get_selection()):
@@ -210,10 +217,31 @@ def select_in_address(label: str, codes: Sequence[str], key: str, format_func: C
 
     `bind="query-params"` would write what the person reads: another language could not open the link.
     """
+    wanted = _restore_choice(codes, key)
+    return _keep_choice(st.selectbox(label, codes, format_func=format_func, key=key), codes, key, wanted)
+
+
+def segment_in_address(label: str, names: Mapping[str, str], key: str, visible: bool = True) -> str:
+    """As `select_in_address`, with all choices in sight. names: what each code is called."""
+    codes = list(names)
+    wanted = _restore_choice(codes, key)
+    if st.session_state.get(key) not in codes:
+        st.session_state[key] = codes[0]  # the choice is not offered here, such as for another mixture
+    chosen = st.segmented_control(
+        label, codes, format_func=names.get, key=key, required=True,
+        label_visibility="visible" if visible else "collapsed",
+    )  # fmt: skip
+    return _keep_choice(chosen, codes, key, wanted)
+
+
+def _restore_choice(codes: Sequence[str], key: str) -> str | None:
     wanted = st.query_params.get(key)
     if key not in st.session_state and wanted in codes:
         st.session_state[key] = wanted
-    chosen = st.selectbox(label, codes, format_func=format_func, key=key)
+    return wanted
+
+
+def _keep_choice(chosen: str, codes: Sequence[str], key: str, wanted: str | None) -> str:
     if chosen == codes[0]:
         st.query_params.pop(key, None)
     elif wanted != chosen:
