@@ -1,0 +1,190 @@
+"""Mixtures as one wide gated LoRA against PEFT's LoRA, Arrow and X-LoRA: forward, training step, generation, memory.
+
+SmolLM2-135M, rank 8 on the MLP, top-2, float32. Every side runs the same base model on the same tokens, in turn: 16 x 128
+tokens (quick: 4 x 128), and 1 x 512 (not quick). `train_vs_lora`: a step that trains four experts and their routers against one that trains one LoRA.
+`qv_vs_bare`: four experts of rank 16 on q and v, the shape of the seed method's own layer (1.24 on such a machine).
+`memory`: megabytes that a training step of 8 x 128 tokens adds to the peak of a process of its own.
+"""
+
+import argparse
+import copy
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, XLoraConfig, create_arrow_model, get_peft_model
+from peft.tuners.lora import ArrowConfig
+from timing import compare, make_parser, report, time_alternating
+
+from metamoe_backend.models.adapters import AdapterWeights, write_adapter
+from metamoe_backend.models.base import load_base
+from metamoe_backend.models.lora_moe import GateSettings, attach_experts
+
+MLP, QV = ("gate_proj", "up_proj", "down_proj"), ("q_proj", "v_proj")
+SHAPES = {"": (16, 128), "_1x512": (1, 512)}
+"""Rows and width of a batch, by what is added to a figure's name."""
+QUICK_SHAPES = {"": (4, 128)}
+OURS: dict[str, tuple[Any, ...]] = {
+    "ours": (4,), "ours32": (32,), "ours_arrow": (4, "arrow"), "ours_xlora": (4, "xlora"), "qv": (4, "token", QV, 16),
+}  # fmt: skip
+FORWARD = {
+    "forward_vs_lora": ("ours", "lora"), "forward32_vs_lora": ("ours32", "lora"), "forward_vs_bare": ("ours", "bare"),
+    "xlora_vs_ours": ("xlora", "ours"), "arrow_vs_ours": ("arrow", "ours"), "qv_vs_bare": ("qv", "bare"),
+    "xlora_vs_our_xlora": ("xlora", "ours_xlora"), "arrow_vs_our_arrow": ("arrow", "ours_arrow"),
+}  # fmt: skip
+"""Figures of a forward pass: which side is divided by which."""
+NEW_TOKENS = 64
+
+
+def draw_adapter(model: torch.nn.Module, name: str, targets: tuple[str, ...], rank: int, seed: int) -> AdapterWeights:
+    """An adapter of random numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    linears = {n: m for n, m in model.named_modules() if n.rsplit(".", 1)[-1] in targets}
+    a = {n: torch.randn(rank, m.in_features, generator=generator) * 0.02 for n, m in linears.items()}
+    b = {n: torch.randn(m.out_features, rank, generator=generator) * 0.02 for n, m in linears.items()}
+    return AdapterWeights(name, rank, 2.0 * rank, 2.0, sorted(targets), "", a, b)
+
+
+def make_ours(base: Any, experts: int, mode: str = "token", targets: tuple[str, ...] = MLP, rank: int = 8) -> Any:
+    """The base model with a mixture attached; the mixture is `.mixture`."""
+    model = copy.deepcopy(base)
+    adapters = [draw_adapter(model, f"e{index}", targets, rank, index) for index in range(experts)]
+    model.mixture = attach_experts(model, adapters, GateSettings(mode, 2))
+    if mode != "arrow":
+        model.mixture.draw_gate_weights(0)
+    return model
+
+
+def make_lora(base: Any) -> Any:
+    """PEFT's LoRA of the same shape."""
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=list(MLP), task_type="CAUSAL_LM")
+    return get_peft_model(copy.deepcopy(base), config)
+
+
+def make_peers(base: Any, folder: Path) -> dict[str, Any]:
+    """PEFT's LoRA, Arrow and X-LoRA with the very same experts."""
+    paths = []
+    for index in range(4):
+        paths.append(folder / str(index))
+        write_adapter(paths[-1], draw_adapter(base, str(index), MLP, 8, index), "smollm2-135m")
+    lora = PeftModel.from_pretrained(copy.deepcopy(base), paths[0])
+    arrow = create_arrow_model(copy.deepcopy(base), [str(path) for path in paths], ArrowConfig(top_k=2))
+    uncached = copy.deepcopy(base)
+    uncached.config.use_cache = False  # X-LoRA asks for it; no side keeps a cache in a forward pass
+    config = XLoraConfig(
+        task_type="CAUSAL_LM", hidden_size=base.config.hidden_size, top_k_lora=2,
+        adapters={str(index): str(path) for index, path in enumerate(paths)},
+    )  # fmt: skip
+    return {"lora": lora, "arrow": arrow, "xlora": get_peft_model(uncached, config)}
+
+
+def forward(model: Any, tokens: torch.Tensor) -> Callable[[], object]:
+    """A pass without gradients."""
+
+    def call() -> None:
+        with torch.no_grad():
+            model(input_ids=tokens, use_cache=False)
+
+    return call
+
+
+def step(model: Any, tokens: torch.Tensor) -> Callable[[], object]:
+    """Loss, gradients and an update of what is trained."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+
+    def call() -> None:
+        model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return call
+
+
+def generate(model: Any, tokens: torch.Tensor) -> Callable[[], object]:
+    """Greedy continuation of one prompt with a cache."""
+    settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
+
+    def call() -> None:
+        with torch.no_grad():
+            model.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens), **settings)
+
+    return call
+
+
+def make_trained(base: Any, side: str) -> Any:
+    """What `train_vs_lora` and `memory` compare."""
+    if side == "lora":
+        return make_lora(base)
+    model = make_ours(base, 4)
+    model.mixture.unfreeze(experts=True)
+    return model
+
+
+def measure_memory(side: str) -> None:
+    """Print the megabytes by which a training step raises this process's peak."""
+    base = load_base("smollm2-135m", "cpu").model.eval()
+    call = step(make_trained(base, side), draw_tokens(8, 128))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    call()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def draw_tokens(rows: int, width: int) -> torch.Tensor:
+    """Random tokens."""
+    return torch.randint(10, 40_000, (rows, width), generator=torch.Generator().manual_seed(0))
+
+
+def run_memory(side: str) -> float:
+    """`measure_memory` in a process of its own."""
+    command = [sys.executable, __file__, "--memory", side]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("--memory", choices=["lora", "ours"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    if options.memory:
+        measure_memory(options.memory)
+        return
+    rounds, shapes = (2, QUICK_SHAPES) if options.quick else (8, SHAPES)
+    base = load_base("smollm2-135m", "cpu").model.eval()
+    figures: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        models = {name: model.eval() for name, model in make_peers(base, Path(name)).items()}
+        models |= {name: make_ours(base, *shape) for name, shape in OURS.items()}
+        models["bare"] = base
+        for shape, (rows, width) in shapes.items():
+            tokens = draw_tokens(rows, width)
+            seconds = time_alternating({n: forward(m, tokens) for n, m in models.items()}, rounds)
+            for figure, (first, second) in FORWARD.items():
+                found = compare({first: seconds[first], second: seconds[second]}, second)
+                figures[f"{figure}{shape}"] = found[f"{first}_vs_{second}"]
+        prompt = draw_tokens(1, 64)
+        sides = {n: generate(models[n], prompt) for n in ("lora", "ours", "ours32")}
+        seconds = time_alternating(sides, max(1, rounds // 2))
+        figures |= {n.replace("ours", "generate"): f for n, f in compare(seconds, "lora").items()}
+    trained = {side: make_trained(base, side) for side in ("lora", "ours")}
+    for shape, (rows, width) in shapes.items():
+        tokens = draw_tokens(rows, width)
+        seconds = time_alternating({n: step(m.train(), tokens) for n, m in trained.items()}, rounds)
+        figures[f"train_vs_lora{shape}"] = compare(seconds, "lora")["ours_vs_lora"]
+    for side in ("lora", "ours"):
+        megabytes = [run_memory(side) for _ in range(1 if options.quick else 3)]
+        ordered = sorted(megabytes)
+        figures[f"memory_{side}_mb"] = {
+            "median": ordered[len(ordered) // 2], "min": ordered[0], "max": ordered[-1], "n": len(ordered),
+        }  # fmt: skip
+    report(figures, options)
+
+
+if __name__ == "__main__":
+    main()
