@@ -10,7 +10,7 @@ import streamlit as st
 from metamoe_backend.errors import ConfigError
 from metamoe_backend.evaluate.outcomes import OUTCOMES
 from metamoe_backend.store.finding import Filters
-from pages.shared.state import open_page
+from pages.shared.state import open_page, went_through_history
 
 PARTS = {
     "q": "text", "task": "tasks", "skill": "skills", "cluster": "clusters", "author": "authors", "outcome": "outcomes",
@@ -33,11 +33,11 @@ def put_filters(filters: Filters) -> None:
 
 
 def restore_filters() -> list[str]:
-    """Take what the address asks for when a person arrives, and return what it cannot ask for.
+    """Take what the address asks for when a person arrives or goes back or forward; return what it cannot ask for.
 
-    From then on the session knows better: a browser may still send the address of the act before.
+    Otherwise the session knows better: a browser may still send the address of the act before.
     """
-    if _FILTERS in st.session_state:
+    if _FILTERS in st.session_state and not went_through_history():
         _write_to_address(get_filters())
         return []
     filters, wrong = read_address({name: st.query_params.get_all(name) for name in (*PARTS, "confidence")})

@@ -118,3 +118,25 @@ def test_a_link_that_names_what_is_not_there_says_so(page: Page) -> None:
     expect(page.locator(CHIPS)).to_have_count(2)
     assert read_chips(page) == ["“syllogism”", "Outcome: mixed"]
     assert read_found(page) > 0
+
+
+def test_back_and_forward_lead_through_what_was_looked_for(page: Page) -> None:
+    open_page(page, "map")
+    search(page, "WHAT follows")
+    choose(page, "Task", "syllogism")
+    expect(page.locator(CHIPS)).to_have_count(2)
+    n = read_found(page)
+    page.go_back()
+    expect(page.locator(CHIPS)).to_have_count(1)
+    assert read_chips(page) == ["“WHAT follows”"]
+    assert read_found(page) > n
+    page.go_back()
+    expect(page.locator(CHIPS)).to_have_count(0)
+    expect(page.get_by_role("textbox", name="Search the text")).to_have_value("")
+    page.go_forward()
+    expect(page.locator(CHIPS)).to_have_count(1)
+    page.go_forward()
+    expect(page.locator(CHIPS)).to_have_count(2)
+    assert read_found(page) == n
+    wait_idle(page)
+    assert {"q=", "task="} <= set(re.findall(r"\w+=", page.url)), page.url
