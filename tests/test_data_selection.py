@@ -159,7 +159,7 @@ def test_words_shared_by_many_questions_are_a_template_and_no_leak():
 def test_a_row_leaks_by_its_vector_and_the_words_come_first():
     cosines = [[0.1, 0.2, 0.96, 0.3, 0.0], [0.94, 0.0, 0.0, 0.0, 0.0], [0.99, 0.0, 0.0, 0.0, 0.0]]
     rows = ("What remains of five without three?", "What do we breathe?", "Why does ice float?")
-    assert leaks_of(*rows, similarity=0.95, cosines=cosines) == {0: (2, "has"), 2: (1, "asks")}
+    assert leaks_of(*rows, similarity=0.95, cosines=cosines) == {0: (2, "is"), 2: (1, "asks")}
     assert leaks_of(*rows, similarity=1.01, cosines=cosines) == {2: (1, "asks")}
 
 

@@ -12,10 +12,11 @@ from metamoe_backend.config import BASE_EXPERT, SelectConfig, parse_config
 from metamoe_backend.config import ImportAdapterConfig as Named
 from metamoe_backend.errors import ConfigError
 from metamoe_backend.store.acts import fetch_undoable, undo
+from metamoe_backend.store.data_selections import fetch_data_selections, fetch_selected_rows
 from metamoe_backend.store.expert_selections import fetch_candidates, fetch_selections
 from metamoe_backend.store.experts import fetch_adapters, fetch_plan_entries, fetch_plans
 from metamoe_backend.workspace import Workspace
-from pages.shared import state
+from pages.shared import experts_data, state
 from pages.shared.experts_bank import describe_bank
 from pages.shared.experts_board import name_for_skill, propose_assignments
 from pages.shared.experts_selection import explain_choice
@@ -231,3 +232,47 @@ def test_mistakes_are_compared_where_weights_cannot_be(opened: AppTest) -> None:
     assert not app.exception and not app.error
     assert any(text.value.startswith("Most alike: ") for text in app.markdown)
     assert any("Cohen's kappa of their mistakes: " in text.value and "n=210" in text.value for text in app.text)
+
+
+def test_choosing_data_shows_what_was_decided_and_why(opened: AppTest, synthetic: Workspace) -> None:
+    app = opened.run()
+    assert not app.exception and not app.error
+    said = next(each.value for each in app.markdown if each.value.startswith("For syllogism, "))
+    assert said == (
+        "For syllogism, 12 of 26 rows are chosen, guided by 4 shots. "
+        "3 are dropped as similar, 2 refused as leaks, 9 lie beyond the budget."
+    )
+    chosen = next(frame.value for frame in app.dataframe if "nearest" in frame.value)
+    assert chosen["decision"].tolist() == ["chosen"] * 12 and chosen["score"].is_monotonic_decreasing
+    assert chosen["nearest"].str.startswith("syllogism: what follows").all()
+    next(each for each in app.button_group if each.key == "experts_data_shown").set_value("similar")
+    app.run()
+    similar = next(frame.value for frame in app.dataframe if "nearest" in frame.value)
+    assert similar["reason"].str.contains("above tau").all() and len(similar) == 3
+    pool = fetch_selected_rows(state.get_store(), fetch_data_selections(state.get_store())["run_id"].iloc[0])
+    second = pool[(pool["decision"] != "shot") & (pool["position"] == 2)]["prompt"].iloc[0]
+    assert set(similar["other"]) == {second}
+
+
+def test_a_data_selection_is_started_with_the_command_that_does_the_same(
+    opened: AppTest, synthetic: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple] = []
+    monkeypatch.setattr(experts_data, "_launch", lambda *args: asked.append(args))
+    app = opened.run()
+    next(each for each in app.button_group if each.key == "experts_data_pool").set_value("tasks")
+    app.run()
+    assert "experts_data_go" not in {button.key for button in app.button}
+    app.multiselect(key="experts_data_tasks").set_value(["leg_counting", "spell_backward"]).run()
+    shown = next(code.value for code in app.code if "select-data" in code.value)
+    words = "select-data --task chain_sum --pool-task leg_counting --pool-task spell_backward --budget 1000 --k 30"
+    assert shown.endswith(words)
+    app.button(key="experts_data_go").click().run()
+    assert not app.exception and asked[0][0] == "select-data"
+    assert asked[0][1]["tasks"] == ["leg_counting", "spell_backward"] and asked[0][1]["k"] == 30
+
+
+def test_the_way_to_train_on_a_data_selection_is_shown(opened: AppTest, synthetic: Workspace) -> None:
+    app = opened.run()
+    run_id = fetch_data_selections(state.get_store())["run_id"].iloc[0]
+    assert any(code.value.endswith(f"train expert syllogism-data --data {run_id}") for code in app.code)

@@ -75,7 +75,7 @@ def find_leaks(
     cosine, which = find_nearest(row_vectors, question_vectors)
     for near in np.flatnonzero(cosine >= np.float32(similarity)).tolist():
         if near not in found:
-            found[near] = Leak(int(which[near]), f"has a vector with cosine {cosine[near]:.2f} to")
+            found[near] = Leak(int(which[near]), f"is nearly (cosine {cosine[near]:.2f})")
     return found
 
 

@@ -76,9 +76,11 @@ def render_data() -> None:
     canvas, inspector = canvas_and_inspector()
     with canvas:
         show_figure(
-            make_score_figure(rows), key="experts_data_scores", alt=_("Histogram of the rows' similarity to the shots, by decision")
-        )  # fmt: skip
-        picked = _render_rows(rows)
+            make_score_figure(rows),
+            key="experts_data_scores",
+            alt=_("Histogram of the rows' similarity to the shots, by decision"),
+        )
+    picked = _render_rows(rows)
     with inspector:
         _render_training(run_id, runs.loc[run_id])
         _render_row(rows, picked)
@@ -201,18 +203,21 @@ def _render_rows(rows: pd.DataFrame) -> pd.DataFrame:
             )
         )
         part = part.head(_MOST_SHOWN)
+    described = describe_rows(part, _find_texts(part, rows))
     return show_table(
-        describe_rows(part, _find_texts(part, rows)),
+        described,
         f"experts_data_rows_{shown}",
-        labels={
-            "prompt": _("Question"), "answer": _("Answer"), "reason": _("Reason"), "nearest": _("Nearest shot"),
-            "other": _("Too close to"),
-        },
         formats={
             "position": st.column_config.NumberColumn(_("Row"), format="%d", width="small"),
             "score": st.column_config.NumberColumn(_("Cosine"), format="%.3f", width="small"),
             "decision": st.column_config.TextColumn(_("Decision"), width="small"),
+            "prompt": st.column_config.TextColumn(_("Question"), width="medium"),
+            "answer": st.column_config.TextColumn(_("Answer"), width="small"),
+            "nearest": st.column_config.TextColumn(_("Nearest shot"), width="medium"),
+            "reason": st.column_config.TextColumn(_("Reason"), width="medium"),
+            "other": st.column_config.TextColumn(_("Too close to"), width="medium"),
         },
+        hide=[name for name in ("reason", "other") if (described[name] == "–").all()],
         select="single-row",
         height=min(420, 45 + 36 * max(2, len(part))),
     )  # fmt: skip
@@ -236,8 +241,8 @@ def describe_rows(part: pd.DataFrame, texts: dict[str, str]) -> pd.DataFrame:
             "score": part["score"],
             "prompt": part["prompt"],
             "answer": part["answer"],
-            "reason": part["reason"].fillna("–"),
             "nearest": [texts.get(name, name) for name in part["nearest"]],
+            "reason": part["reason"].fillna("–"),
             "other": ["–" if pd.isna(name) else texts.get(name, name) for name in part["other"]],
         }
     )
