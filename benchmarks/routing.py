@@ -1,9 +1,9 @@
 """Mixtures as one wide gated LoRA against PEFT's LoRA, Arrow and X-LoRA: forward, training step, generation, memory.
 
-SmolLM2-135M, rank 8 on the MLP, top-2, float32. Every side runs the same base model on the same tokens, in turn: 16 x 128
-tokens (quick: 4 x 128), and 1 x 512 (not quick). `train_vs_lora`: a step that trains four experts and their routers against one that trains one LoRA.
-`qv_vs_bare`: four experts of rank 16 on q and v, the shape of the seed method's own layer (1.24 on such a machine).
-`memory`: megabytes that a training step of 8 x 128 tokens adds to the peak of a process of its own.
+SmolLM2-135M, rank 8 on the MLP, top-2, float32. Every side runs the same base model on the same tokens, in turn:
+16 x 128 tokens (quick: 4 x 128), and 1 x 512 (not quick). `train_vs_lora`: a step that trains four experts and their
+routers against one that trains one LoRA. `qv_vs_bare`: four experts of rank 16 on q and v, the shape of the seed
+method's own layer (1.24 on such a machine). `memory`: megabytes that a training step of 8 x 128 tokens adds to a peak.
 """
 
 import argparse
