@@ -9,11 +9,13 @@ import pandas as pd
 import pytest
 import torch
 
+from metamoe_backend.cli import main
 from metamoe_backend.config import EvaluateConfig, SelectConfig, parse_config
 from metamoe_backend.errors import ConfigError, NotFoundError, StopRequested, StorageError, UnavailableError
 from metamoe_backend.evaluate import stage as evaluate_stage
 from metamoe_backend.experts import candidates
-from metamoe_backend.experts.selection import rank_subsets
+from metamoe_backend.experts.selection import CRITERIA, rank_subsets
+from metamoe_backend.launch import run_now
 from metamoe_backend.models.adapters import hash_adapter, read_adapter
 from metamoe_backend.models.base import load_base
 from metamoe_backend.store.connection import Store
@@ -23,6 +25,7 @@ from metamoe_backend.store.expert_selections import (
     fetch_candidates,
     fetch_selections,
 )
+from metamoe_backend.verbs import selection as selection_verb
 from metamoe_backend.workspace import Workspace
 from tests.conftest import insert_rows
 from tests.recording import RecordingContext
@@ -266,3 +269,25 @@ def test_a_selection_is_read_back(store: Store, base: str) -> None:
 
 def known_hash(ranking: pd.DataFrame, adapter: str) -> str:
     return ranking.set_index("adapter").loc[adapter, "adapter_hash"]
+
+
+def test_the_command_says_what_was_chosen_and_why(store: Store, base: str, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(selection_verb, "launch", run_now)
+    root = str(store.workspace.root)
+    store.close()
+    words = ["--workspace", root, "select", "--task", "colour", "--k", "4", "--draws", "2", "--shortlist", "4"]
+    words += ["--experts", "2", "--base", base, "--device", "cpu", "--by", "ana"]
+    assert main([*words, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(said["chosen"]) == 2 and set(said["chosen"]) <= set(NAMES)
+    assert [row["adapter"] for row in said["ranking"] if row["chosen"]] == said["chosen"]
+    assert said["subsets"][0]["experts"] == said["chosen"] and len(said["subsets"]) == 6
+    assert set(said["alone"]) == set(CRITERIA) and said["run_id"]
+    assert {row["k"] for row in said["stability"]} == {1, 2, 4}
+    assert main(words) == 0  # the same for a person
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in (*NAMES, "by one criterion alone"))
+    assert main([*words, "--k", "13"]) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1] == (
+        "metamoe: k is 13, but task 'colour' has 12 train questions; lower k or ingest more with --split train."
+    )
