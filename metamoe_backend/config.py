@@ -213,7 +213,7 @@ class TrainConfig(SourceSettings):
             raise ValueError(f"start_from needs an adapter to train further, method {self.method} has none; use lora")
         if self.method != "lora" and (self.optim.dtype != "float32" or self.lora.four_bit):
             raise ValueError(
-                f"method {self.method} trains the model's own weights: set optim.dtype to float32 and leave four_bit out"
+                f"method {self.method} trains the model's own weights: set optim.dtype to float32, four_bit to false"
             )
         return self
 

@@ -11,7 +11,7 @@ from pages.shared.forgetting_views import (
     render_cell,
     render_matrix,
     render_own_and_other,
-    render_sequence,
+    render_sequences,
 )
 from pages.shared.i18n import _
 from pages.shared.layout import canvas_and_inspector, empty_state, page_header
@@ -50,7 +50,7 @@ def render() -> None:
         render_cell(predictions, cell)
     render_own_and_other(predictions, systems, adapters)
     render_regimes(predictions)
-    render_sequence(predictions, systems)
+    render_sequences(predictions, systems)
 
 
 render()

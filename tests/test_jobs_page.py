@@ -8,7 +8,14 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from metamoe_backend.config import EvaluateConfig, ImportAdapterConfig, MoeConfig, TrainConfig, parse_config
+from metamoe_backend.config import (
+    EvaluateConfig,
+    ImportAdapterConfig,
+    MoeConfig,
+    SequenceConfig,
+    TrainConfig,
+    parse_config,
+)
 from metamoe_backend.errors import ConfigError
 from metamoe_backend.jobs.context import RunContext
 from metamoe_backend.jobs.run_folder import RunFolder, RunStatus, create_run, list_runs
@@ -126,7 +133,7 @@ def test_last_values_of_two_runs_stand_side_by_side() -> None:
 
 def test_every_setting_of_a_form_has_a_name_of_its_own() -> None:
     nested = [TrainConfig.model_fields[name].annotation for name in ("lora", "optim")]
-    for cls in (TrainConfig, MoeConfig, EvaluateConfig, ImportAdapterConfig, *nested):
+    for cls in (TrainConfig, SequenceConfig, MoeConfig, EvaluateConfig, ImportAdapterConfig, *nested):
         for name in cls.model_fields:
             assert name in (*field_labels(), "lora", "optim"), (cls, name)
 
@@ -137,7 +144,7 @@ from metamoe_backend.config import MoeConfig, OptimSettings
 from pages.shared.config_form import FormOptions, render_fields, render_nested
 options = FormOptions("f", {"name": "m", "plan": "p2", "experts": ["a"], "optim": {"batch_size": 4}},
     {"plan": ["p1", "p2"], "experts": ["a", "b"]}, frozenset({"base"}))
-values = render_fields(MoeConfig, [name for name in MoeConfig.model_fields if name != "optim"], options)
+values = render_fields(MoeConfig, [name for name in MoeConfig.model_fields if name not in ("lora", "optim")], options)
 values["optim"] = render_nested(MoeConfig, "optim", options, "Training")
 st.session_state["values"] = values
 """
@@ -179,7 +186,7 @@ def test_a_form_becomes_a_queued_run_and_a_command(
     monkeypatch.setattr("metamoe_backend.launch.submit", lambda workspace, run: started.append(run))
     app = opened.run()
     assert not app.exception and not app.error
-    assert "18 runs have ended" in app.subheader[0].value
+    assert f"{len(list_runs(synthetic))} runs have ended" in app.subheader[0].value
     app.button(key="jobs_new").click().run()
     assert not app.exception and not app.error
     key = f"jobs_{app.session_state['jobs_panel']['key']}_expert"
@@ -248,13 +255,26 @@ def test_every_form_starts_out_as_something_that_can_be_started(opened: AppTest,
     assert not app.button(key="jobs_new_start").disabled
 
 
+@pytest.mark.parametrize("source", ["tasks", "data"])
+@pytest.mark.parametrize("kind", ["expert", "mixed", "moe"])
+def test_a_training_needs_no_plan(opened: AppTest, kind: str, source: str) -> None:
+    about = {"name": "newcomer", "tasks": ["syllogism"]} if source == "tasks" else {"name": "newcomer"}
+    opened.session_state["jobs_panel"] = {"kind": kind, "values": about, "key": "test"}
+    app = opened.run()
+    app.button_group(key=f"jobs_test_{kind}_source").set_value(source).run()
+    assert not app.exception and not app.error and not app.warning
+    said = " ".join(code.value for code in app.code)
+    assert ("--task syllogism" if source == "tasks" else "--data ") in said and "--plan" not in said
+    assert not app.button(key="jobs_new_start").disabled
+
+
 def test_an_empty_workspace_offers_the_first_run(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METAMOE_WORKSPACE", str(workspace.root))
     try:
         app = AppTest.from_file(str(Path(state.__file__).parents[1] / "p07_jobs.py"), default_timeout=120).run()
         app.button(key="empty_Start the first run").click().run()
         assert not app.exception and not app.error
-        assert any("No plan says yet" in markdown.value for markdown in app.markdown)
+        assert any("There is no question to train on yet" in markdown.value for markdown in app.markdown)
         assert list_runs(workspace) == []
     finally:
         state._open_store(str(workspace.root.resolve())).close()

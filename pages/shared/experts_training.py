@@ -49,7 +49,7 @@ def _render_form(plan: str, experts: pd.DataFrame) -> None:
         _("Expert to train"), names, index=names.index(missing[0]) if missing else 0, key=f"experts_train_{plan}"
     )
     options = FormOptions("experts_lora", choices={"targets": LORA_TARGETS}, free=frozenset({"targets"}))
-    short = [name for name in LoraSettings.model_fields if name != "targets"]
+    short = [name for name in LoraSettings.model_fields if name not in ("targets", "four_bit")]
     lora = render_fields(LoraSettings, short, options, columns=len(short))
     lora |= render_fields(LoraSettings, ["targets"], options, columns=1)
     with st.container(horizontal=True):

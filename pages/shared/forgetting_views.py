@@ -5,15 +5,18 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from metamoe_backend.errors import ConfigError
+from metamoe_backend.errors import ConfigError, NotFoundError
 from metamoe_backend.evaluate.forgetting import (
     compare_systems,
     compute_accuracies,
     compute_differences_to_base,
     compute_own_and_other,
+    compute_sequence_accuracies,
     find_baselines,
+    find_sequences,
     pivot_accuracies,
     summarise_sequence,
+    summarise_training_sequence,
 )
 from metamoe_backend.figures.results import make_accuracy_figure, make_difference_figure
 from pages.shared.charts import clicked_points, show_figure
@@ -199,7 +202,49 @@ def _show_comparison(frame: pd.DataFrame, key: str, part: str | None) -> None:
     )
 
 
-def render_sequence(predictions: pd.DataFrame, systems: pd.DataFrame) -> None:
+def render_sequences(predictions: pd.DataFrame, systems: pd.DataFrame) -> None:
+    """R[i,j] and the measures of a training sequence whose steps were all evaluated."""
+    evaluated = set(predictions["system"])
+    found = {each.name: each for each in reversed(find_sequences(systems)) if set(each.steps) <= evaluated}
+    if not found:
+        _render_chosen_sequence(predictions, systems)
+        return
+    st.subheader(_("Training in sequence"), anchor=False)
+    names = list(reversed(found))
+    name = names[0]
+    if len(names) > 1:
+        name = st.segmented_control(_("Sequence"), names, default=name, required=True, key="forgetting_sequence_name")
+    sequence = found[name]
+    mixed = next((each for each in find_baselines(systems) if each in evaluated), None)
+    others = [each for each in ("base", mixed) if each is not None and each in evaluated]
+    try:
+        accuracies = compute_sequence_accuracies(predictions, sequence, others)
+    except NotFoundError as error:
+        st.info(plain(str(error)), icon=":material/play_arrow:")
+        return
+    left, right = st.columns([3, 2], gap="medium")
+    with left:
+        note = _("R[i,j]: accuracy in percent after step i on what step j taught; hover for the interval and n.")
+        figure = make_accuracy_figure(accuracies, [*sequence.steps, *others], sequence.labels, height=300)
+        show_figure(figure, key="forgetting_sequence_matrix", alt=note)
+        replay = _("{share} of earlier questions replayed").format(share=f"{100 * sequence.replay:g} %")
+        st.caption(f"{note} {replay if sequence.replay else _('Nothing was replayed.')}")
+    with right:
+        frame = summarise_training_sequence(accuracies, sequence, mixed=mixed)
+        _show_measures(frame, "forgetting_sequence")
+        st.caption(_("b: base model; R*: the mixed baseline."))
+
+
+def _show_measures(frame: pd.DataFrame, key: str) -> None:
+    show_table(
+        frame.assign(value=100 * frame["value"]),
+        key,
+        labels={"measure": _("Measure"), "formula": _("Formula")},
+        formats={"value": st.column_config.NumberColumn(_("Points"), format="%.1f")},
+    )
+
+
+def _render_chosen_sequence(predictions: pd.DataFrame, systems: pd.DataFrame) -> None:
     """Backward transfer and forgetting, where systems are the steps of one training sequence."""
     with st.expander(_("Training in sequence: backward transfer and forgetting")):
         st.caption(
@@ -220,10 +265,4 @@ def render_sequence(predictions: pd.DataFrame, systems: pd.DataFrame) -> None:
         except ConfigError as error:
             st.warning(plain(str(error)))
             return
-        frame = summarise_sequence(after, base)
-        show_table(
-            frame.assign(value=100 * frame["value"]),
-            "forgetting_sequence",
-            labels={"measure": _("Measure"), "formula": _("Formula")},
-            formats={"value": st.column_config.NumberColumn(_("Points"), format="%.1f")},
-        )
+        _show_measures(summarise_sequence(after, base), "forgetting_chosen_sequence")

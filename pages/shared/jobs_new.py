@@ -12,6 +12,7 @@ from metamoe_backend.config import (
     DEFAULT_ENCODER,
     EvaluateConfig,
     MoeConfig,
+    SequenceConfig,
     StageConfig,
     TrainConfig,
     parse_config,
@@ -20,6 +21,7 @@ from metamoe_backend.errors import ConfigError
 from metamoe_backend.jobs.devices import list_devices
 from metamoe_backend.launch import launch
 from metamoe_backend.store.connection import Store
+from metamoe_backend.store.data_selections import fetch_data_selections
 from metamoe_backend.store.experts import fetch_adapters, fetch_plan_entries, fetch_plans, fetch_systems
 from metamoe_backend.store.maps import fetch_embedded
 from metamoe_backend.store.questions import fetch_tasks
@@ -30,11 +32,14 @@ from pages.shared.i18n import _
 from pages.shared.layout import confirm, empty_state, plain
 from pages.shared.state import get_person, get_store, get_workspace, per_version, select
 
-STAGE_OF_KIND = {"expert": "train", "mixed": "train", "moe": "moe", "evaluate": "evaluate"}
-_CONFIG_OF_STAGE: dict[str, type[StageConfig]] = {"train": TrainConfig, "moe": MoeConfig, "evaluate": EvaluateConfig}
+STAGE_OF_KIND = {"expert": "train", "mixed": "train", "sequence": "sequence", "moe": "moe", "evaluate": "evaluate"}
+_CONFIG_OF_STAGE: dict[str, type[StageConfig]] = {
+    "train": TrainConfig, "sequence": SequenceConfig, "moe": MoeConfig, "evaluate": EvaluateConfig,
+}  # fmt: skip
 _PANEL, _OPENED = "jobs_panel", "jobs_panels_opened"
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Linear modules of llama-like models; others can be typed in."""
+SOURCES = ("plan", "tasks", "data")
 _PACKAGED_ENCODERS = ("minilm", "e5")
 
 
@@ -52,7 +57,7 @@ def kind_of_run(stage: str, config: Mapping[str, Any]) -> str | None:
     """Which form made such a run; None for runs that other pages start."""
     if stage == "train":
         return str(config.get("kind", "expert"))
-    return stage if stage in ("moe", "evaluate") else None
+    return stage if stage in ("sequence", "moe", "evaluate") else None
 
 
 def render_new_run() -> None:
@@ -68,6 +73,7 @@ def _render_panel() -> None:
     names = {
         "expert": _("Expert"),
         "mixed": _("Mixed baseline"),
+        "sequence": _("Sequence"),
         "moe": _("Mixture of experts"),
         "evaluate": _("Evaluation"),
     }
@@ -87,14 +93,20 @@ def _render_panel() -> None:
         return
     st.caption(_explain(kind))
     key = f"jobs_{panel['key']}_{kind}"
-    values = _render_evaluate(key, initial) if kind == "evaluate" else _render_training(kind, key, initial)
+    if kind == "evaluate":
+        values = _render_evaluate(key, initial)
+    elif kind == "sequence":
+        values = _render_sequence(key, initial)
+    else:
+        values = _render_training(kind, key, initial)
     _render_start(STAGE_OF_KIND[kind], values)
 
 
 def _explain(kind: str) -> str:
     return {
-        "expert": _("Trains one LoRA adapter on the questions of the skills that the plan gives to this expert."),
-        "mixed": _("Trains one LoRA adapter on all of the plan's skills together: what a mixture has to beat."),
+        "expert": _("Trains one LoRA adapter on the questions of one expert: its skills, some tasks, or chosen data."),
+        "mixed": _("Trains one LoRA adapter on everything together: what a mixture has to beat."),
+        "sequence": _("Trains one adapter task after task and keeps it after each: what does it forget?"),
         "moe": _("Joins experts of the bank and trains the routers that choose between them."),
         "evaluate": _("Lets systems answer questions that were held back, and scores the answers."),
     }[kind]
@@ -106,8 +118,8 @@ def _find_lacking(kind: str) -> tuple[str, str, str] | None:
     if kind == "evaluate":
         missing = not found["tasks"]
         return (_("There is no question to evaluate on yet."), _("Go to Tasks"), "tasks") if missing else None
-    if not found["plans"]:
-        return _("No plan says yet which expert learns which skill."), _("Go to Experts"), "experts"
+    if not found["tasks"]:
+        return _("There is no question to train on yet."), _("Go to Tasks"), "tasks"
     if kind == "moe" and not found["experts"]:
         return _("The bank holds no expert to join yet: train one, or import one."), _("Go to Experts"), "experts"
     return None
@@ -117,6 +129,7 @@ def _find_lacking(kind: str) -> tuple[str, str, str] | None:
 def _load_choices(store: Store) -> dict[str, Any]:
     """What the forms offer."""
     plans, systems, adapters = fetch_plans(store), fetch_systems(store), fetch_adapters(store)
+    chosen = fetch_data_selections(store)
     embedded, answered = fetch_embedded(store), set(fetch_evaluated_systems(store))
     experts = systems[systems["kind"] == "expert"]["system"]
     names = [BASE_EXPERT, *(name for name in systems["system"] if name != BASE_EXPERT)]
@@ -129,6 +142,7 @@ def _load_choices(store: Store) -> dict[str, Any]:
         "systems": names,
         "unanswered": [name for name in names if name not in answered],
         "tasks": fetch_tasks(store)["task"].tolist(),
+        "data": {row.run_id: f"{row.task}, {row.shot + row.selected:,} ({row.run_id})" for row in chosen.itertuples()},
     }
 
 
@@ -146,47 +160,105 @@ def _device_words() -> dict[str, str]:
     return {"auto": _("auto: a free GPU, else the CPU"), **words}
 
 
+def _choose_source(key: str, initial: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Where the questions come from: plan, tasks or data; a choice where there is more than one."""
+    words = {"plan": _("A plan"), "tasks": _("Whole tasks"), "data": _("A data selection")}
+    there = {"plan": found["plans"], "tasks": found["tasks"], "data": found["data"]}
+    offered = [name for name in words if there[name]]
+    begun = next((name for name in offered if initial.get(name)), offered[0])
+    if len(offered) == 1:
+        return begun
+    return st.segmented_control(
+        _("Questions from"), offered, default=begun, required=True, format_func=words.get, key=f"{key}_source"
+    )
+
+
 def _render_training(kind: str, key: str, initial: Mapping[str, Any]) -> dict[str, Any]:
     """Values of an expert, the mixed baseline (TrainConfig) or a mixture (MoeConfig)."""
     found, words = _load_choices(get_store()), _device_words()
-    plan = st.session_state.get(f"{key}_plan") or initial.get("plan") or found["plans"][0]
-    in_plan = found["experts_of"].get(plan, [])
-    start: dict[str, Any] = {"plan": plan}
-    choices: dict[str, Any] = {"plan": found["plans"], "base": found["bases"], "device": list(words)}
-    choices |= {"lora.targets": LORA_TARGETS, "start_from": found["experts"]}
-    if kind == "expert":
+    source = _choose_source(key, initial, found)
+    if source != "plan":
+        key = f"{key}_{source}"  # widgets of another kind under the same names
+    start, choices, in_plan = _offer_training(key, source, initial, found)
+    choices |= {"start_from": found["experts"]}
+    if kind == "expert" and source == "plan":
         choices["name"] = in_plan
     if kind == "mixed":
         start["name"] = "mixed"
     if kind == "moe":
         choices |= {"experts": found["experts"], "encoder": found["encoders"]}
         members = [name for name in in_plan if name in found["experts"]] or found["experts"]
+        start |= {} if source == "plan" else {"mode": "token"}
         start |= {"name": "moe", "experts": members, "top_k": min(2, len(members))}
     options = FormOptions(
         key,
         {**start, **initial},
         choices,
         frozenset({"base", "encoder", "lora.targets"}),
-        {"device": words, "mode": _mode_words()},
+        {"device": words, "mode": _mode_words(), "data": found["data"], "method": _method_words()},
     )
     if kind == "moe":
-        values = render_fields(MoeConfig, ["name", "plan", "experts"], options)
+        values = render_fields(MoeConfig, ["name", source, "experts"], options)
         values |= render_fields(MoeConfig, ["mode", "top_k", "device"], options)
-        others = [name for name in MoeConfig.model_fields if name not in (*values, "optim", "lora")]
+        others = [name for name in MoeConfig.model_fields if name not in (*values, *SOURCES, "optim", "lora")]
         with st.container(horizontal=True):
             with st.popover(_("More settings"), icon=":material/tune:", key=f"{key}_more"):
                 values |= render_fields(MoeConfig, others, options, columns=2)
             values["lora"] = render_nested(MoeConfig, "lora", options, _("Fresh experts"))
             values["optim"] = render_nested(MoeConfig, "optim", options, _("How long and how fast"))
         return values
-    values = {"kind": kind, **render_fields(TrainConfig, ["plan", "name", "base"], options)}
+    values = {"kind": kind, **render_fields(TrainConfig, [source, "name", "base"], options)}
     values |= render_fields(TrainConfig, ["device", "split", "limit"], options)
     with st.container(horizontal=True):
         with st.popover(_("More settings"), icon=":material/tune:", key=f"{key}_more"):
-            values |= render_fields(TrainConfig, ["start_from", "part_from", "part_to"], options, columns=1)
+            more = ["method", "blocks", "start_from", "part_from", "part_to"]
+            values |= render_fields(TrainConfig, more, options, columns=1)
         values["lora"] = render_nested(TrainConfig, "lora", options, _("LoRA adapter"))
         values["optim"] = render_nested(TrainConfig, "optim", options, _("How long and how fast"))
     return values
+
+
+def _offer_training(
+    key: str, source: str, initial: Mapping[str, Any], found: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """What a training's form begins with, what its fields offer, and the experts of the chosen plan."""
+    choices: dict[str, Any] = {
+        "base": found["bases"], "device": list(_device_words()), "lora.targets": LORA_TARGETS, "plan": found["plans"],
+        "tasks": found["tasks"], "data": list(found["data"]),
+    }  # fmt: skip
+    if source != "plan":
+        return {"data": next(iter(found["data"]))} if source == "data" else {}, choices, []
+    plan = st.session_state.get(f"{key}_plan") or initial.get("plan") or found["plans"][0]
+    return {"plan": plan}, choices, found["experts_of"].get(plan, [])
+
+
+def _render_sequence(key: str, initial: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a sequence: experts of a plan, or whole tasks, in the order a person picks them."""
+    found = _load_choices(get_store())
+    begun = {**initial} if initial.get("plan") or not initial.get("order") else {**initial, "tasks": initial["order"]}
+    source = _choose_source(key, begun, {**found, "data": {}})
+    key = f"{key}_{source}"
+    start, choices, in_plan = _offer_training(key, source, initial, found)
+    choices["order"] = in_plan if source == "plan" else found["tasks"]
+    options = FormOptions(
+        key, {"name": "sequence", "order": choices["order"], **start, **initial}, choices,
+        frozenset({"base", "lora.targets"}), {"device": _device_words()},
+    )  # fmt: skip
+    values = render_fields(SequenceConfig, ["plan"], options, columns=1) if source == "plan" else {}
+    values |= render_fields(SequenceConfig, ["order"], options, columns=1)
+    values |= render_fields(SequenceConfig, ["name", "replay", "base", "device", "split", "limit"], options)
+    with st.container(horizontal=True):
+        values["lora"] = render_nested(SequenceConfig, "lora", options, _("LoRA adapter"))
+        values["optim"] = render_nested(SequenceConfig, "optim", options, _("How long and how fast"))
+    return values
+
+
+def _method_words() -> dict[str, str]:
+    return {
+        "lora": _("LoRA adapter"),
+        "osf": _("orthogonal subspaces (OSF)"),
+        "expansion": _("new blocks (block expansion)"),
+    }
 
 
 def _mode_words() -> dict[str, str]:

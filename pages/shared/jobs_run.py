@@ -81,7 +81,7 @@ def _render_actions(status: RunStatus, statuses: Sequence[RunStatus]) -> None:
             _button("resume", _("Resume"), ":material/resume:", _resume, run_id)
         if status.state not in ("queued", "running") and status.stage in STAGES:
             _button("retry", _("Run again"), ":material/replay:", _run_again, run_id)
-        if status.stage in ("train", "moe", "evaluate"):
+        if status.stage in ("train", "sequence", "moe", "evaluate"):
             _button("edit", _("Change and run"), ":material/edit:", _change, run_id)
 
 
