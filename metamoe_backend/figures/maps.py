@@ -18,6 +18,8 @@ MOST_COLOURS = 60
 """Further groups take the colours of the first ones again: nobody tells more apart."""
 MOST_NAMED = 11
 """Groups in the legend."""
+LEGEND_COLUMNS, LEGEND_ROW = 3, 19
+"""Entries beside each other on a page of usual width, and how high a row of them is, in pixels."""
 _VALUE_STEPS = 64
 Camera = View
 """What part of a map is in view: x from, x to, y from, y to."""
@@ -200,12 +202,13 @@ def _dress_map(figure: go.Figure, names: pd.DataFrame | None, height: int, dragm
                 yanchor="bottom", yshift=8,
                 font={"size": 11, "color": "white"}, bgcolor="#32363c", borderpad=2,  # readable on white and on black
             )  # fmt: skip
-    finish(figure, height)
+    rows = -(-sum(trace.showlegend is not False for trace in figure.data) // LEGEND_COLUMNS)
+    finish(figure, height + LEGEND_ROW * rows)
     figure.update_xaxes(visible=False, constrain="domain")
     figure.update_yaxes(visible=False, scaleanchor="x")
     figure.update_layout(
         dragmode=dragmode,
-        legend={"itemclick": False, "itemdoubleclick": False},
+        legend={"itemclick": False, "itemdoubleclick": False, "y": 0, "yanchor": "top"},  # it takes none of the map
         modebar={"orientation": "v"},  # beside the legend, not over it
     )
 

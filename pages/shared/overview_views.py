@@ -9,7 +9,7 @@ import streamlit as st
 
 from metamoe_backend.store.acts import Act
 from pages.shared.act_words import act_text
-from pages.shared.i18n import _
+from pages.shared.i18n import _, ngettext
 from pages.shared.layout import plain
 from pages.shared.relabelling import count_sentence
 from pages.shared.state import open_page
@@ -42,11 +42,11 @@ def describe_cards(found: dict[str, Any]) -> list[Card]:
         return "empty" if not present else "stale" if stale else "done"
 
     return [
-        Card(_("Tasks"), "quiz", f"{counts['questions']:,}", _("questions of {n} tasks").format(n=counts["tasks"]), state(counts["tasks"]), "tasks", _("Import questions")),
+        Card(_("Tasks"), "quiz", f"{counts['questions']:,}", ngettext("questions of {n} task", "questions of {n} tasks", counts["tasks"]).format(n=counts["tasks"]), state(counts["tasks"]), "tasks", _("Import questions")),
         Card(_("Meta-questions"), "abc", f"{counts['meta_questions']:,}", _("built"), state(counts["meta_questions"], counts["meta_questions"] < counts["questions"]), "meta-questions", _("Build meta-questions")),
         Card(_("Map"), "scatter_plot", f"{counts['clusters']:,}", _("clusters of {n} questions").format(n=f"{on_map:,}"), state(counts["maps"], on_map < counts["questions"]), "map", _("Draw the map")),
         Card(_("Skills"), "label", f"{counts['skills']:,}", _("{labels} labels, {suggestions} suggestions").format(labels=f"{counts['labels']:,}", suggestions=f"{counts['suggestions']:,}"), state(counts["skills"], unlabelled > 0), "skills", _("Label questions")),
-        Card(_("Plan"), "account_tree", f"{counts['plans']:,}", _("plans, {n} labellings").format(n=counts["labellings"]), state(counts["plans"]), "experts", _("Give skills to experts")),
+        Card(_("Plan"), "account_tree", f"{counts['plans']:,}", ngettext("plans, {n} labelling", "plans, {n} labellings", counts["labellings"]).format(n=f"{counts['labellings']:,}"), state(counts["plans"]), "experts", _("Give skills to experts")),
         Card(_("Experts"), "school", f"{counts['experts']:,}", count_sentence(found["changes"]) or _("trained or imported"), state(counts["experts"], len(found["changes"]) > 0), "experts" if len(found["changes"]) else "jobs", _("Train an expert")),
         Card(_("Mixtures"), "hub", f"{counts['mixtures']:,}", _("of experts"), state(counts["mixtures"]), "jobs", _("Train a mixture")),
         Card(_("Evaluation"), "fact_check", f"{counts['predictions']:,}", _("answers of {n} systems").format(n=counts["systems_evaluated"]), state(counts["predictions"]), "outcomes", _("Evaluate systems")),
