@@ -1,8 +1,8 @@
 """What recording the gates costs an evaluation: the same questions with and without it, in turns.
 
 SmolLM2-135M with experts of rank 8 on the MLP and token top-2 gates scores the project's own general-knowledge
-questions, 32 at a time, once with the recorder and once without, float32. Recording covers all that it adds: copies of
-the gates, their rows, two of 32 questions token by token, the Parquet parts. `capture_cost` (4 experts) and
+questions, 16 at a time, once with the recorder and once without, float32. Recording covers all that it adds: copies of
+the gates, their rows, one of 16 questions token by token, the Parquet parts. `capture_cost` (4 experts) and
 `capture_cost32` (32 experts) are ratios of seconds, 1.05 is 5 % more: of processor time on the CPU, of time on a GPU.
 """
 
@@ -25,9 +25,9 @@ from metamoe_backend.models.lora_moe import GateSettings, attach_experts
 from metamoe_backend.models.systems import OpenSystem
 
 PROBE = Path(__file__).resolve().parent.parent / "data" / "probe" / "general_knowledge_test.jsonl"
-RANK, BATCH, SAMPLED, BATCH_TOKENS = 8, 32, 2, 4096
+RANK, BATCH, SAMPLED, BATCH_TOKENS = 8, 16, 1, 4096
 TARGETS = ("gate_proj", "up_proj", "down_proj")
-CALLS = 5
+CALLS = 4
 """Calls a side of which the least counts, in each pair: what else the machine does only ever adds."""
 
 

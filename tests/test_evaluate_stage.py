@@ -140,6 +140,16 @@ def make_mixture(workspace: Workspace, base: str, dim: int) -> dict:
     return make_system("moe", "moe", base, "mixtures/moe", sha256, EXPERTS)
 
 
+def make_token_mixture(workspace: Workspace, base: str) -> dict:
+    """Token gates alone, so that no encoder is needed."""
+    entries = [ExpertEntry(name=name, sha256=hash_adapter(workspace.adapters / name)) for name in EXPERTS]
+    generator = torch.Generator().manual_seed(0)
+    gates = {f"model.layers.{layer}.mlp": torch.randn(2, 32, generator=generator) for layer in range(2)}
+    spec = MixtureSpec(base=base, experts=entries, mode="token", top_k=1, prior_strength=1.0)
+    sha256 = write_mixture(workspace.mixtures / "moe", spec, gates, None)
+    return make_system("moe", "moe", base, "mixtures/moe", sha256, EXPERTS)
+
+
 def test_every_system_answers_every_question(prepared: Prepared):
     context = prepared.evaluate()
     predictions = context.rows("prediction")

@@ -96,6 +96,10 @@ def test_routes_take_the_same_functions():
     assert compute_load(routes, "probability")["load"].tolist() == pytest.approx([0.75, 0.25])
 
 
+def test_without_any_skill_there_is_nothing_to_show():
+    assert compute_skill_use(make_activations().assign(skill=pd.Series(dtype=str)), PLAN).empty
+
+
 def test_the_lift_of_an_expert_never_used_is_unknown():
     routes = pd.DataFrame({"skill": ["logic"], "expert": ["arith"], "question_id": ["q3"], "probability": [0.0]})
     assert compute_skill_use(routes, PLAN, "probability")["lift"].isna().all()

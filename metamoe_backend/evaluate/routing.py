@@ -45,6 +45,7 @@ def compute_skill_use(
     known = frame[frame[group].notna()]
     use = _mean_over_questions(known, [group, "expert"], [value]).rename(columns={value: "routed"})
     overall = use["expert"].map(_mean_over_questions(known, ["expert"], [value]).set_index("expert")[value])
+    overall = overall.astype(float)  # without any question with a skill it would be text
     use["lift"] = use["routed"] / overall.where(overall > 0)
     given = set(zip(plan["skill"], plan["expert"], strict=True))
     use["assigned"] = [pair in given for pair in zip(use[group], use["expert"], strict=True)]

@@ -14,7 +14,7 @@ from metamoe_backend.evaluate.outcomes import (
 from metamoe_backend.figures.results import make_error_figure, make_outcomes_figure
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.questions import fetch_questions
-from metamoe_backend.store.results import fetch_answers, fetch_routes
+from metamoe_backend.store.results import fetch_answers, fetch_mixtures_with_activations, fetch_routes
 from pages.shared.charts import clicked_points, show_figure
 from pages.shared.i18n import _
 from pages.shared.layout import answer_line, plain, question_text
@@ -183,6 +183,11 @@ def render_side_by_side(store: Store, question_id: str) -> None:
         }
         show_table(shown, f"side_table_{question_id}", labels=labels, formats=formats)
         _render_routes(store, question_id)
+        label = _("Token by token, and by each expert alone, on the Router page")
+        routed = len(fetch_mixtures_with_activations(store))
+        if routed and st.button(label, key=f"side_router_{question_id}", icon=":material/alt_route:"):
+            select(questions=[question_id], why=_("one question"))
+            open_page("router")
 
 
 def _render_routes(store: Store, question_id: str) -> None:
@@ -197,6 +202,3 @@ def _render_routes(store: Store, question_id: str) -> None:
         if name != "system"
     }
     show_table(wide, f"side_routes_{question_id}", labels={"system": _("Mixture")}, formats=formats)
-    if st.button(_("Token by token on the Router page"), key=f"side_router_{question_id}", icon=":material/alt_route:"):
-        select(questions=[question_id], why=_("one question"))
-        open_page("router")

@@ -40,7 +40,7 @@ def render_questions(rows: pd.DataFrame, title: str, caption: str, key: str) -> 
     """Questions of a cell; a picked one can be looked at below, or with all systems' answers. `title` is escaped."""
     st.markdown(f"**{title}**")
     st.caption(caption)
-    columns = [column for column in ("question_id", "task", "prompt", "share") if column in rows]
+    columns = [column for column in ("question_id", "share", "prompt", "task") if column in rows]
     picked = show_table(
         rows[columns].head(50),
         f"router_{key}_questions",

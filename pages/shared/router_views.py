@@ -219,12 +219,9 @@ def render_question(store: Store, system: str, experts: list[str]) -> None:
     )
     question = fetch_questions(store, question_ids=[question_id]).iloc[0]
     tokens = fetch_token_activations(store, system, question_id)
-    left, right = st.columns([3, 2], gap="medium")
-    with left:
-        question_text(question["prompt"], key=f"router_{question_id}", question_id=question_id)
-        st.text(_("Right answer: {answer}").format(answer=question["answer"]))
-    with right:
-        render_counterfactual(store, system, question.to_dict())
+    question_text(question["prompt"], key=f"router_{question_id}", question_id=question_id)
+    st.text(_("Right answer: {answer}").format(answer=question["answer"]))
+    render_counterfactual(store, system, question.to_dict())
     if tokens.empty:
         st.info(_("This question is not in the sample that was recorded token by token."), icon=":material/inbox:")
     elif not (tokens["weight"] > 0).any():
