@@ -67,7 +67,7 @@ def make_likeness_figure(
     finish(figure, height, legend=False)
     names = [plain(name, 24) for name in tree.order]
     ticks = {"tickmode": "array", "tickvals": places, "ticktext": names, "showgrid": False, "zeroline": False}
-    figure.update_xaxes(**ticks, tickangle=-35, row=1, col=1)
+    figure.update_xaxes(**ticks, tickangle=-35 if few else -90, row=1, col=1)
     figure.update_xaxes(title=_("1 − likeness"), rangemode="tozero", zeroline=False, nticks=3, row=1, col=2)
     figure.update_yaxes(**ticks, range=[len(places) - 0.5, -0.5], row=1, col=1)
     figure.update_yaxes(showgrid=False, zeroline=False, row=1, col=2)
@@ -88,7 +88,8 @@ def make_layer_similarity_figure(layers: pd.DataFrame, overall: float, height: i
     figure.add_hline(y=overall, line={"dash": "dot", "color": GREY})
     finish(figure, height, legend=False)
     figure.update_xaxes(title=_("layer"))
-    figure.update_yaxes(title=_("cosine"), rangemode="tozero")
+    lowest = float(layers["similarity"].min()) if len(layers) else 0.0
+    figure.update_yaxes(title=_("cosine"), range=[min(0.0, lowest) - 0.05, 1.05])
     return figure
 
 
