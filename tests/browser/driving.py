@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +47,8 @@ class Dashboard:
 
 
 @contextmanager
-def running_dashboard(workspace: Path) -> Iterator[Dashboard]:
-    """The dashboard on a free port, serving `workspace`; ended when the block ends."""
+def running_dashboard(workspace: Path, command: Sequence[str] = (sys.executable, "-m", "pages")) -> Iterator[Dashboard]:
+    """The dashboard on a free port, serving `workspace`; ended when the block ends. command: what starts it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -56,7 +56,7 @@ def running_dashboard(workspace: Path) -> Iterator[Dashboard]:
     environment = {**os.environ, "METAMOE_WORKSPACE": str(workspace), "METAMOE_PERSON": "ana"}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pages", "--server.port", str(port)],
+            [*command, "--server.port", str(port)],
             cwd=ROOT,
             env=environment,
             stdout=output,

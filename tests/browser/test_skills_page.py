@@ -1,6 +1,10 @@
 """Skills: a person labels with keys, accepts suggestions above a threshold, takes them back, and freezes a labelling."""
 
 import re
+import shutil
+import sys
+from contextlib import ExitStack
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -10,7 +14,15 @@ from metamoe_backend.store.acts import fetch_act
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.skills import fetch_conflicts, fetch_labellings, fetch_labels, fetch_rejections
 from metamoe_backend.workspace import Workspace
-from tests.browser.driving import Dashboard, open_page, open_tab, screenshot, wait_idle
+from tests.browser.driving import (
+    Dashboard,
+    expect_no_bug,
+    open_page,
+    open_tab,
+    running_dashboard,
+    screenshot,
+    wait_idle,
+)
 
 pytestmark = pytest.mark.browser
 
@@ -201,3 +213,35 @@ def test_a_question_is_tied_to_its_neighbour_and_the_tie_is_listed_and_taken_bac
     page.get_by_role("tab", name="Suggestions").click()
     wait_idle(page)
     expect(page.get_by_text("1 constraint holds for suggestions")).to_have_count(0)
+
+
+def test_two_browsers_and_twenty_threads_lose_no_label(
+    browser: Browser, recorded_synthetic: Path, tmp_path: Path
+) -> None:
+    """Two people press keys in their browsers while twenty threads of the same process give 2,000 labels."""
+    workspace = Path(shutil.copytree(recorded_synthetic, tmp_path / "synthetic"))
+    ready, go = tmp_path / "ready", tmp_path / "go"
+    started = [sys.executable, "-m", "tests.browser.labelling_dashboard", str(ready), str(go)]
+    with running_dashboard(workspace, started) as dashboard, ExitStack() as tabs:
+        pages = {name: tabs.enter_context(open_tab(browser, dashboard)) for name in ("ben", "cleo")}
+        for name, page in pages.items():
+            open_page(page, "skills", f"me={name}")
+        go.touch()
+        given = 0
+        while given < 8 or not ready.exists():
+            for page in pages.values():
+                page.keyboard.press("1")
+                wait_idle(page)
+                expect_no_bug(page)
+            given += 1
+        dashboard.process.terminate()
+        dashboard.process.wait()
+    assert ready.read_text() == "20"
+    with Store.open(Workspace(workspace)) as store:
+        labels = store.frame("SELECT author, question_id, event_id FROM label")
+    counts = labels["author"].value_counts()
+    threads = [f"thread-{number}" for number in range(20)]
+    assert counts[threads].tolist() == [100] * 20
+    assert not labels[labels["author"].isin(threads)].duplicated(["author", "question_id"]).any()
+    assert counts["ben"] == given and counts["cleo"] == given
+    assert not labels.duplicated(["event_id", "question_id"]).any()
