@@ -156,6 +156,8 @@ def test_an_adapter_from_elsewhere_is_imported_or_refused_in_a_sentence(opened: 
     assert "5 adapters are in the bank" in app.subheader[0].value
     imported = fetch_adapters(state.get_store(), ["guest"]).iloc[0]
     assert imported["source"] == "imported" and imported["rank"] == 4 and not len(imported["trained_on"])
+    facts = next(text.value for text in app.text if "SHA-256" in text.value)
+    assert f"Imported from: {adapter}" in facts and imported["sha256"] in facts and "Trained on: unknown" in facts
 
 
 def test_without_a_labelling_the_page_says_where_to_make_one(

@@ -9,6 +9,7 @@ from metamoe_backend.config import DEFAULT_BASE, ImportAdapterConfig
 from metamoe_backend.errors import UserError
 from metamoe_backend.launch import run_now
 from metamoe_backend.store.connection import Store
+from metamoe_backend.store.experts import fetch_system_settings
 from metamoe_backend.store.questions import fetch_tasks
 from metamoe_backend.store.reviews import fetch_reviews
 from pages.shared.config_form import FormOptions, render_fields
@@ -95,6 +96,9 @@ def _render_adapter(adapter: pd.Series, change: str | None) -> None:
         _("Base model"): Path(adapter["base"]).name if Path(adapter["base"]).is_absolute() else adapter["base"],
         "SHA-256": str(adapter["sha256"]),
     }
+    origin = fetch_system_settings(get_store(), str(adapter["adapter"])).get("source")
+    if adapter["source"] == "imported" and origin:
+        facts[_("Imported from")] = str(origin)
     st.text("\n".join(f"{name}: {value}" for name, value in facts.items()), width="stretch")
     if st.button(_("The run that made it"), key="experts_run", icon=":material/play_circle:", type="tertiary"):
         select(run=str(adapter["run_id"]))
