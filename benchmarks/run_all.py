@@ -13,7 +13,15 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
-SCRIPTS = ("routing.py", "packed_scoring.py", "bank.py", "page_open.py", "map_scale.py", "labelling.py")
+SCRIPTS = (
+    "routing.py",
+    "packed_scoring.py",
+    "bank.py",
+    "data_selection.py",
+    "page_open.py",
+    "map_scale.py",
+    "labelling.py",
+)
 READS_DATA = "labelling.py"
 BEGIN, END = "<!-- {script}: written by `make bench` -->", "<!-- end of {script} -->"
 
