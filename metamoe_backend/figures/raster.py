@@ -15,7 +15,7 @@ View = tuple[float, float, float, float]
 WIDTH, HEIGHT = 720, 540
 """Most cells of a picture: about the pixels that a map has on a page."""
 FAINT = 0.15
-_LEAST_OPACITY, _SHADES, _QUALITY = 0.45, 4, 40
+_LEAST_OPACITY, _SHADES, _QUALITY = 0.45, 6, 40
 
 
 def draw_points(
