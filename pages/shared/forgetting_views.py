@@ -222,7 +222,7 @@ def render_sequences(predictions: pd.DataFrame, systems: pd.DataFrame) -> None:
     except NotFoundError as error:
         st.info(plain(str(error)), icon=":material/play_arrow:")
         return
-    left, right = st.columns([3, 2], gap="medium")
+    left, right = st.columns([2, 3], gap="medium")  # a formula is never cut off
     with left:
         note = _("R[i,j]: accuracy in percent after step i on what step j taught; hover for the interval and n.")
         figure = make_accuracy_figure(accuracies, [*sequence.steps, *others], sequence.labels, height=300)
