@@ -18,7 +18,7 @@ import pytest
 from metamoe_backend import cli, launch
 from metamoe_backend.rows import TABLES
 from metamoe_backend.store.connection import Store
-from metamoe_backend.verbs import experts, results
+from metamoe_backend.verbs import experts, results, routing
 from metamoe_backend.verbs import workspace as workspace_verbs
 from metamoe_backend.workspace import Workspace
 from tests.fake_encoder import install
@@ -269,6 +269,29 @@ def test_tables_of_the_pages(loop: dict[str, Any]):
     activations = say_json(workspace, "activations")
     assert activations["system"] == "both"
     assert {row["expert"] for row in activations["load"]} == {"calc", "eyes"}
+    assert all(0 <= row["chosen"] <= 1 for row in activations["layer_by_expert"])
+    assert len(activations["chosen_together"]) == 4 and activations["token_entropy"][0]["gates"] > 0
+    assert {row["first"] for row in activations["agreement"]} <= {"label", "by_question", "by_token"}
+    assert sum(row["questions"] for row in activations["confusion"]) == sum(
+        row["n"] for row in activations["agreement"]
+    )
+    assert set(activations["thresholds"]) == {"dominant_from", "unused_below_part_of_even"}
+
+
+def test_a_question_is_forced_through_each_expert(loop: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    workspace = loop["workspace"]
+    install(monkeypatch)
+    monkeypatch.setattr(routing, "launch", launch.run_now)  # the router's encoder is a fake of this process
+    rows = say_json(workspace, "sql", "SELECT question_id FROM question WHERE split = 'test' ORDER BY ALL LIMIT 1")[
+        "rows"
+    ]
+    forced = say_json(workspace, "force", "--system", "both", "--question", rows[0][0], "--device", "cpu")
+    assert [row["expert"] for row in forced["answers"]] == ["routed", "calc", "eyes", "base"]
+    assert {row["question_id"] for row in forced["answers"]} == {rows[0][0]}
+    before = say_json(workspace, "sql", "SELECT count(*) FROM run")["rows"]
+    refused = say(workspace, "force", "--system", "both", "--question", "nobody")
+    assert refused.code == 2 and "nobody" in refused.err
+    assert say_json(workspace, "sql", "SELECT count(*) FROM run")["rows"] == before
 
 
 def test_without_json_tables_are_for_people(loop: dict[str, Any]):
