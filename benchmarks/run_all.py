@@ -19,6 +19,8 @@ SCRIPTS = (
     "bank.py",
     "data_selection.py",
     "page_open.py",
+    "activation_rows.py",
+    "capture.py",
     "map_scale.py",
     "labelling.py",
 )
