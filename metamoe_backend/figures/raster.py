@@ -15,14 +15,14 @@ View = tuple[float, float, float, float]
 WIDTH, HEIGHT = 720, 540
 """Most cells of a picture: about the pixels that a map has on a page."""
 FAINT = 0.15
-_LEAST_OPACITY, _SHADES, _QUALITY = 0.45, 6, 40
+_LEAST_OPACITY, _SHADES = 0.45, 6
 
 
 def draw_points(
     xs: np.ndarray, ys: np.ndarray, codes: np.ndarray, colours: Sequence[str], view: View, spread: int = 1,
     picked: np.ndarray | None = None,
 ) -> str:  # fmt: skip
-    """A data URI (WebP, transparent: half the bytes of a PNG) of the points (xs [n], ys [n]) within `view`.
+    """A data URI (WebP, transparent) of the points (xs [n], ys [n]) within `view`.
 
     codes [n]: place in `colours` (#rrggbb or rgba(…)) of each point's colour. spread: how many cells a point reaches
     beyond its own. picked [n] bool: all other points are faint.
@@ -84,5 +84,6 @@ def _encode(colour: np.ndarray, opacity: np.ndarray) -> str:
     shaded = np.ceil(opacity * _SHADES) / _SHADES  # few shades: fewer bytes, and nobody sees it
     picture = Image.fromarray(np.dstack([colour, 255 * shaded]).round().astype(np.uint8), "RGBA")
     file = io.BytesIO()
-    picture.save(file, format="WEBP", quality=_QUALITY)
+    picture = picture.quantize(256, method=Image.Quantize.FASTOCTREE).convert("RGBA")
+    picture.save(file, format="WEBP", lossless=True, quality=50)  # a lossy one greys single points
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
