@@ -128,6 +128,9 @@ def _add_data_verbs(add: Add) -> None:
         "--map", nargs="+", default=[], metavar="FIELD=COLUMN", help="fields: prompt choices answer explanation split"
     )
     ingest.add_argument("--choices", nargs="+", help="fixed answer options: score by log-likelihood")
+    ingest.add_argument(
+        "--template", help="what the model is shown, {prompt} for the question (default: the format's own)"
+    )
     ingest.add_argument("--option", nargs="+", default=[], metavar="KEY=VALUE", help="settings of a generator")
     ingest.add_argument("--keep-good", action="store_true", help="keep the good rows even if some are rejected")
     ingest.add_argument("--rejected", metavar="CSV", help="write rejected rows with line and reason here")

@@ -63,6 +63,15 @@ class IngestConfig(StageConfig):
     choices: list[str] | None = Field(
         None, description="Fixed answer options: score by log-likelihood instead of generation"
     )
+    template: str | None = Field(
+        None, description="What the model is shown, with {prompt} where the question goes; by default the format's own"
+    )
+
+    @model_validator(mode="after")
+    def _template_has_a_place(self) -> Self:
+        if self.template is not None and "{prompt}" not in self.template:
+            raise ValueError("template: write {prompt} where the question goes")
+        return self
 
 
 class MetaQuestionConfig(StageConfig):
@@ -403,10 +412,13 @@ class SelectDataConfig(StageConfig):
     tasks: list[str] = Field(
         default_factory=list, description="Tasks whose train questions form the pool, instead of a file"
     )
-    budget: int = Field(1000, ge=1, le=1_000_000, description="Rows to choose, beside the K shots")
+    budget: int = Field(1000, ge=0, le=1_000_000, description="Rows to choose, beside the K shots")
     k: int = Field(50, ge=1, le=10_000, description="Train questions of the target task that guide the choice")
     tau: float = Field(
         0.9, ge=0.0, le=1.0, description="Of two rows more similar than this, one is dropped; 1: none is"
+    )
+    pick: Literal["similar", "random"] = Field(
+        "similar", description="similar: the rows nearest to the K shots; random: any, to compare with"
     )
     consider: int = Field(
         1000, ge=1, le=1_000_000, description="Best rows compared with each other; more where the budget needs them"
@@ -436,6 +448,73 @@ class SelectDataConfig(StageConfig):
     def _one_pool(self) -> Self:
         if bool(self.pool) == bool(self.tasks):
             raise ValueError("pool: name either a file (pool) or tasks of the workspace (tasks) to choose from")
+        return self
+
+
+class StudyConfig(StageConfig):
+    """Compare a mixture of chosen experts with everything simpler, target by target (arXiv 2408.15915)."""
+
+    name: Name = Field(description="Name of the study; the adapters and mixtures it makes begin with it")
+    targets: list[TaskName] = Field(
+        min_length=1, max_length=32, description="Tasks with train and test questions: what the mixtures are for"
+    )
+    bank: list[Name] = Field(
+        default_factory=list, description="Adapters to choose from; empty: all experts there are on the base model"
+    )
+    base: str = Field(DEFAULT_BASE, description="Base model: smollm2-135m, a local folder or a hub id")
+    device: Device = Field("auto", description="auto, cpu or cuda:N")
+    k: int = Field(50, ge=1, le=1000, description="K: shots, questions of the task whose answers are known")
+    draws: int = Field(3, ge=1, le=20, description="Draws of K shots, averaged; each also shows how the choice moves")
+    shortlist: int = Field(8, ge=1, le=32, description="M: the best by accuracy and perplexity go on the shortlist")
+    experts: int = Field(4, ge=1, le=16, description="N: experts to choose from the shortlist")
+    top_k: int = Field(2, ge=1, le=16, description="Experts chosen per token")
+    own_experts: bool = Field(
+        True,
+        description="Experts trained on a target's own train questions may be chosen for it, and its train questions "
+        "may be selected as data, as in the paper; the table marks them",
+    )
+    pool_tasks: list[TaskName] = Field(
+        default_factory=list,
+        description="Tasks whose train questions data is selected from; empty: those the bank was trained on",
+    )
+    budget: int = Field(200, ge=1, le=1_000_000, description="Rows to choose, beside the K shots")
+    tau: float = Field(
+        0.9, ge=0.0, le=1.0, description="Of two rows more similar than this, one is dropped; 1: none is"
+    )
+    encoder: str = Field(DEFAULT_ENCODER, description="minilm (English), e5 (Chinese and English) or a hub id")
+    plan: str | None = Field(
+        None, description="Plan over the bank, for the two-level router; empty: the newest one that covers the bank"
+    )
+    full_limit: int | None = Field(
+        None, ge=1, description="The expert on a target's full train questions reads at most so many"
+    )
+    mixed_limit: int | None = Field(
+        None,
+        ge=1,
+        description="The mixed adapter reads so many questions of the pool; empty: as many as N experts of the bank did",
+    )
+    eval_limit: int | None = Field(300, ge=1, description="Test questions per target, at most")
+    ablations: list[TaskName] = Field(default_factory=list, description="Targets on which each choice is varied alone")
+    max_new_tokens: int = Field(24, ge=1, le=4096, description="Longest generated answer, in tokens")
+    activations: bool = Field(True, description="Record what the routers of mixtures did")
+    lora: LoraSettings = Field(default_factory=LoraSettings)
+    optim: OptimSettings = Field(default_factory=OptimSettings)
+    seed: int = Field(0, ge=0, description="Seed of the shots, of the random rows and of the test questions")
+
+    @model_validator(mode="after")
+    def _settings_go_together(self) -> Self:
+        for name in ("targets", "bank", "pool_tasks", "ablations"):
+            if len(set(getattr(self, name))) != len(getattr(self, name)):
+                raise ValueError(f"{name}: a name stands twice; name each once")
+        if unknown := [task for task in self.ablations if task not in self.targets]:
+            raise ValueError(f"ablations: {unknown[0]} is no target of the study; name targets only")
+        if self.top_k > self.experts:
+            raise ValueError(f"top_k is {self.top_k} but {self.experts} experts are chosen; lower top_k")
+        if self.experts > self.shortlist or math.comb(self.shortlist, self.experts) > MOST_SUBSETS:
+            raise ValueError(
+                f"experts is {self.experts} and shortlist {self.shortlist}; choose fewer experts than are on the "
+                f"shortlist, and make at most {MOST_SUBSETS:,} sets of them"
+            )
         return self
 
 

@@ -268,3 +268,21 @@ def test_a_failed_ingest_of_a_parquet_file_cut_short_leaves_the_database_as_it_w
     with pytest.raises(InputError, match="cut short"):
         ingest(store, tmp_path / "cut.parquet", keep_good=True)
     assert counts(store) == before
+
+
+def test_what_the_model_is_shown_can_be_said(store: Store, tmp_path: Path) -> None:
+    path = write(tmp_path / "toy.jsonl", CHOICES)
+    ingest(store, path, task="own", template="Q: {prompt} A:")
+    assert task_row(store, "own")["template"] == "Q: {prompt} A:"
+    with pytest.raises(ConflictError, match="is shown as 'Q: {prompt} A:', not as '{prompt}!'"):
+        ingest(store, path, task="own", template="{prompt}!")
+    with pytest.raises(ConfigError, match="template: write {prompt} where the question goes"):
+        parse_config(IngestConfig, {"source": "x", "template": "Q:"})
+
+
+@pytest.mark.parametrize("task", ["openbook_qa", "OpenBookQA", "mine/openbookqa"])
+def test_openbookqa_shows_the_bare_stem_as_the_harness_does(store: Store, tmp_path: Path, task: str) -> None:
+    path = write(tmp_path / "toy.jsonl", CHOICES)
+    ingest(store, path, task=task)
+    assert task_row(store, task)["template"] == "{prompt}"
+    assert read_preview(IngestConfig(source=str(path), task=task)).template == "{prompt}"

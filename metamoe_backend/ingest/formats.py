@@ -20,6 +20,10 @@ FIELDS = ("prompt", "choices", "answer", "explanation", "split")
 QUESTION_TEMPLATE = "Question: {prompt}\nAnswer:"
 PLAIN_TEMPLATE = "{prompt}\nAnswer:"
 """BoolQ's (the passage comes first) and reasoning-gym's, whose prompts say how to answer."""
+STEM_TEMPLATE = "{prompt}"
+"""The question's words alone, which the answer continues."""
+BENCHMARK_TEMPLATES = {"openbookqa": STEM_TEMPLATE}
+"""What lm-evaluation-harness shows where the columns alone do not tell, by the task's name in small letters."""
 CODE_TEMPLATE = "You are an expert Python programmer, and here is your task: {prompt}\n[BEGIN]\n"
 """MBPP's own opening; its tests stand in the metadata."""
 SPLITS = {
@@ -464,6 +468,12 @@ def find_format(columns: Sequence[str], mapping: Mapping[str, str], first: Seque
         f"{source} has the columns {_named(columns)}, which is no format known here; "
         "say which column is which with --map prompt=COL answer=COL (and choices=COL for options)."
     )
+
+
+def choose_template(one: Format, task: str) -> str:
+    """What the model is shown for a task of this format: the benchmark's own where the task bears its name."""
+    name = re.sub(r"[^a-z0-9]", "", task.rpartition("/")[2].lower())
+    return BENCHMARK_TEMPLATES.get(name, one.template)
 
 
 def mapped_format(mapping: Mapping[str, str], columns: Sequence[str], source: str) -> Format:

@@ -6,7 +6,7 @@ import json
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from metamoe_backend.ingest.formats import (
     Item,
     RowRejected,
     choose_from,
+    choose_template,
     find_format,
     is_number,
 )
@@ -177,8 +178,10 @@ def open_source(config: IngestConfig) -> Source:
 
 def _find_format(source: Source, config: IngestConfig) -> Format:
     if source.generated:
-        return GENERATED
-    return find_format(source.columns, config.mapping, [record.values for record in source.first], source.name)
+        one = GENERATED
+    else:
+        one = find_format(source.columns, config.mapping, [record.values for record in source.first], source.name)
+    return replace(one, template=config.template or choose_template(one, make_task_name(config)))
 
 
 # ------------------------------------------------------------------------------------------------------------- items
@@ -307,6 +310,11 @@ def compute(inputs: Inputs, config: IngestConfig, context: Context) -> None:
         raise ConflictError(
             f"Task {task} is scored as {existing}, but the rows of {source.name} ask for {regime}; "
             "give them a task of their own with --task NAME."
+        )
+    if existing and config.template not in (None, known["template"].iloc[0]):
+        raise ConflictError(
+            f"Task {task} is shown as {known['template'].iloc[0]!r}, not as {config.template!r}; give these rows a "
+            "task of their own with --task NAME."
         )
     rows, duplicates = _make_questions(task, read, regime, config.split, set(inputs["question"]["question_id"]))
     if not existing:

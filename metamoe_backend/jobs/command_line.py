@@ -39,7 +39,7 @@ _VERBS = {
     "ingest": _Verb(("ingest", "{source}"), {
         "task": ("--task", "value"), "split": ("--split", "value"), "limit": ("--limit", "value"),
         "seed": ("--seed", "value"), "mapping": ("--map", "pairs"), "options": ("--option", "pairs"),
-        "choices": ("--choices", "list"), "keep_good": ("--keep-good", "switch"),
+        "choices": ("--choices", "list"), "keep_good": ("--keep-good", "switch"), "template": ("--template", "value"),
     }),
     "meta-questions": _Verb(("meta-questions",), {
         "method": ("--method", "value"), "model": ("--model", "value"), "base_url": ("--base-url", "value"), **_TASKS,

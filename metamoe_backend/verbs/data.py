@@ -24,7 +24,7 @@ def run_ingest(options: argparse.Namespace) -> Result:
     from metamoe_backend.ingest.stage import RejectedRowsError, make_task_name
 
     values = {
-        **given(options, "source", "task", "split", "limit", "seed", "choices", "keep_good"),
+        **given(options, "source", "task", "split", "limit", "seed", "choices", "keep_good", "template"),
         "mapping": parse_pairs(options.map, "--map"),
         "options": parse_pairs(options.option, "--option"),
     }
