@@ -16,6 +16,8 @@ PAGE = HERE.parent / "docs" / "benchmarks.md"
 SCRIPTS = (
     "routing.py",
     "packed_scoring.py",
+    "harness_parity.py",
+    "evaluation.py",
     "bank.py",
     "data_selection.py",
     "page_open.py",
@@ -24,7 +26,13 @@ SCRIPTS = (
     "map_scale.py",
     "labelling.py",
 )
-READS_DATA = "labelling.py"
+NEEDS = {
+    "labelling.py": ("data",),
+    "harness_parity.py": ("data", "harness"),
+    "evaluation.py": ("data", "harness"),
+}
+"""Options that a script cannot, or (labelling.py) need not, do without."""
+OPTIONAL = {"labelling.py"}
 BEGIN, END = "<!-- {script}: written by `make bench` -->", "<!-- end of {script} -->"
 
 
@@ -33,9 +41,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scripts", nargs="*", metavar="SCRIPT", help=f"only these of {', '.join(SCRIPTS)}")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--data", metavar="DIR", help=f"folder of data sets for {READS_DATA}")
+    parser.add_argument("--data", metavar="DIR", help=f"folder of data sets for {', '.join(NEEDS)}")
+    parser.add_argument(
+        "--harness", metavar="PYTHON", help="interpreter that has lm_eval==0.4.13, in its own environment"
+    )
     options = parser.parse_args()
     for script in options.scripts or SCRIPTS:
+        missing = [f"--{name}" for name in NEEDS.get(script, ()) if not getattr(options, name)]
+        if missing and script not in OPTIONAL:
+            print(f"{script} is left out: give {' and '.join(missing)} to run it.", file=sys.stderr)
+            continue
         lines = make_table(script, run(script, options))
         page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else "# Benchmarks\n"
         PAGE.write_text(replace_table(page, script, "\n".join(lines)), encoding="utf-8")
@@ -46,7 +61,9 @@ def run(script: str, options: argparse.Namespace) -> dict[str, dict[str, float]]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "figures.json"
         command = [sys.executable, str(HERE / script), "--json", str(out), *(["--quick"] if options.quick else [])]
-        command += ["--data", options.data] if options.data and script == READS_DATA else []
+        for name in NEEDS.get(script, ()):
+            value = getattr(options, name)
+            command += [f"--{name}", value] if value else []
         subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(HERE.parent)})
         return json.loads(out.read_text())
 

@@ -1,0 +1,214 @@
+"""The same answers as lm-evaluation-harness 0.4.13, item by item, in float32.
+
+The harness runs in an environment of its own (`--harness PYTHON`) on the same questions, model and prompts, without a
+network. Per set: share of items with the same answer by log-likelihood (acc) and by log-likelihood over the option's
+length (acc_norm), and the largest difference of a log-likelihood in nats. `gsm8k_*`: share of 1,000 made-up outputs
+from which both extract the same number.
+"""
+
+import json
+import os
+import random
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from timing import make_parser, report
+
+from metamoe_backend.evaluate.scorers import extract_number, score_choices_by_length
+from metamoe_backend.launch import run_now
+from metamoe_backend.models.base import load_base
+from metamoe_backend.store.connection import Store
+from metamoe_backend.workspace import Workspace
+
+TEXTS = {
+    "arc_easy": "Question: {{question}}\\nAnswer:",
+    "piqa": "Question: {{question}}\\nAnswer:",
+    "boolq": "{{passage}}\\nQuestion: {{question}}?\\nAnswer:",
+    "openbook_qa": "{{question}}",
+}
+"""The harness's own `doc_to_text` of each set, with `question` for the field that each calls by another name."""
+TASK = """task: parity_{name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {file}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{text}"
+doc_to_target: gold
+doc_to_choice: choices
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+  - metric: acc_norm
+    aggregation: mean
+    higher_is_better: true
+"""
+NONE = "[invalid]"
+"""What the harness writes where it finds no number."""
+EXTRACT = """
+import json, sys
+from lm_eval.filters.extraction import RegexFilter
+texts = json.load(open(sys.argv[1]))
+strict = RegexFilter(regex_pattern=r"#### (\\-?[0-9\\.\\,]+)")
+flexible = RegexFilter(group_select=-1, regex_pattern=r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
+found = {n: [r[0] for r in f.apply([[t] for t in texts], [{} for _ in texts])] for n, f in
+         (("strict", strict), ("flexible", flexible))}
+print(json.dumps(found))
+"""
+
+
+def read_items(path: Path, count: int) -> list[dict[str, Any]]:
+    """A seeded draw of a file's rows."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return random.Random(0).sample(rows, min(count, len(rows)))
+
+
+def split_query(query: str) -> dict[str, str]:
+    """The fields that the harness's prompts are made of, out of a row's `query`."""
+    text = query.removeprefix("Passage:").removeprefix("Question:").strip()
+    if not query.startswith("Passage:"):
+        return {"question": text, "passage": ""}
+    passage, _, question = text.rpartition("\nQuestion: ")
+    return {"passage": passage, "question": question.removesuffix("?")}
+
+
+def run_harness(python: str, folder: Path, model: Path, names: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """The harness's samples per set, in the order of the items."""
+    command = [
+        python, "-m", "lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={model},dtype=float32",
+        "--tasks", *[f"parity_{name}" for name in names], "--include_path", str(folder), "--device", "cpu",
+        "--batch_size", "8", "--output_path", str(folder / "out"), "--log_samples",
+    ]  # fmt: skip
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "home")}
+    subprocess.run(command, check=True, env={**os.environ, **offline}, capture_output=True, text=True)
+    found = {}
+    for name in names:
+        (path,) = (folder / "out").rglob(f"samples_parity_{name}_*.jsonl")
+        samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        found[name] = sorted(samples, key=lambda sample: sample["doc_id"])
+    return found
+
+
+def answer_ourselves(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Our log-likelihoods per set, by prompt and options."""
+    with Store.open(Workspace(folder / "workspace"), "parity with the harness") as store:
+        for name in names:
+            run_now(store, "ingest", {"source": str(folder / f"{name}.ours.jsonl"), "task": name}, "benchmark")
+        settings = {"systems": ["base"], "tasks": names, "device": "cpu", "activations": False}
+        run_now(store, "evaluate", settings, "benchmark")
+        frame = store.frame(
+            "SELECT task, prompt, choices, logliks FROM current_prediction JOIN question USING (question_id, task)"
+        )
+    return {
+        name: {(row.prompt, *row.choices): np.asarray(row.logliks) for row in rows.itertuples()}
+        for name, rows in frame.groupby("task")
+    }
+
+
+def compare_set(items: list[dict[str, Any]], samples: list[dict[str, Any]], ours: dict[str, Any]) -> dict[str, float]:
+    """Shares of equal answers and the largest difference."""
+    same, same_norm, largest = 0, 0, 0.0
+    for item, sample in zip(items, samples, strict=True):
+        theirs = np.array([float(answer[0]) for answer in sample["filtered_resps"]])
+        fields = split_query(item["query"])
+        prompt = fields["question"]
+        if fields["passage"]:
+            prompt = f"{fields['passage']}\nQuestion: {fields['question']}?"
+        own = ours[(prompt, *item["choices"])]
+        same += int(theirs.argmax() == own.argmax() and bool(sample["acc"]) == (own.argmax() == item["gold"]))
+        norm, other = (score_choices_by_length(each, item["choices"], item["gold"])[0] for each in (own, theirs))
+        same_norm += int(norm == other and bool(sample["acc_norm"]) == (norm == item["gold"]))
+        largest = max(largest, float(np.abs(theirs - own).max()))
+    return {"acc": same / len(items), "acc_norm": same_norm / len(items), "loglik_difference": largest}
+
+
+def make_outputs(count: int) -> list[str]:
+    """Outputs as models write them: sums, money, thousands, several numbers, none, the marked answer or not."""
+    draw = random.Random(0)
+    texts = []
+    for _ in range(count):
+        number = draw.choice(
+            [str(draw.randint(-999, 9999)), f"{draw.randint(1000, 9_999_999):,}", f"{draw.random() * 99:.2f}"]
+        )
+        shown = draw.choice(
+            [number, f"${number}", f"{number}.", f"{number} apples", f"-{number}", f"{number}%", f"{number},", ""]
+        )
+        start = draw.choice(
+            ["", "She has 3 + 4 = 7. ", "The answer is ", "So 12 * 3 = 36 and ", "多少？", "No number here. "]
+        )
+        texts.append(
+            start
+            + draw.choice(["#### ", "####", "", "**", "### "])
+            + shown
+            + draw.choice(["", "\n", ".", " left", "\n#### 5"])
+        )
+    return texts
+
+
+def compare_extraction(python: str, folder: Path) -> dict[str, float]:
+    """Share of outputs from which both read the same number, ignoring what the harness's metric ignores."""
+    texts = make_outputs(1000)
+    (folder / "texts.json").write_text(json.dumps(texts))
+    command = [python, "-c", EXTRACT, str(folder / "texts.json")]
+    theirs = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+    def clean(text: str) -> str:
+        return re.sub(r"\.$", "", re.sub(r"[,$]", "", text))
+
+    shares = {}
+    for kind, found in theirs.items():
+        pairs = [(extract_number(text, kind), clean(other)) for text, other in zip(texts, found, strict=True)]
+        differing = [
+            (text, pair) for text, pair in zip(texts, pairs, strict=True) if (pair[0] or NONE) != (pair[1] or NONE)
+        ]
+        for text, pair in differing[:3]:
+            print(f"{kind}: {text!r} gives us {pair[0]!r}, the harness {pair[1]!r}")
+        shares[kind] = 1 - len(differing) / len(texts)
+    return shares
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("--data", required=True, metavar="DIR", help="folder with arc_easy.jsonl, piqa.jsonl …")
+    parser.add_argument("--harness", required=True, metavar="PYTHON", help="interpreter that has lm_eval==0.4.13")
+    options = parser.parse_args()
+    count = 20 if options.quick else 300
+    names = [name for name in TEXTS if (Path(options.data) / f"{name}.jsonl").is_file()]
+    figures: dict[str, dict[str, float]] = {}
+
+    def add(name: str, value: float, n: int) -> None:
+        figures[name] = {"median": value, "min": value, "max": value, "n": n}
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        base = load_base("smollm2-135m", "cpu")
+        base.model.save_pretrained(folder / "model")
+        base.tokenizer.save_pretrained(folder / "model")
+        items = {name: read_items(Path(options.data) / f"{name}.jsonl", count) for name in names}
+        for name, rows in items.items():
+            theirs = [{**split_query(row["query"]), "choices": row["choices"], "gold": row["gold"]} for row in rows]
+            for suffix, kept in (("theirs", theirs), ("ours", rows)):
+                (folder / f"{name}.{suffix}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+            task = TASK.format(name=name, file=folder / f"{name}.theirs.jsonl", text=TEXTS[name])
+            (folder / f"{name}.yaml").write_text(task)
+        samples = run_harness(options.harness, folder, folder / "model", names)
+        ours = answer_ourselves(folder, names)
+        for name in names:
+            for measure, value in compare_set(items[name], samples[name], ours[name]).items():
+                add(f"{name}_{measure}", value, len(items[name]))
+        for kind, share in compare_extraction(options.harness, folder).items():
+            add(f"gsm8k_{kind}", share, 1000)
+    shares = [figure["median"] for name, figure in figures.items() if name.endswith(("_acc", "_acc_norm"))]
+    add("identical_predictions", min(shares), sum(len(rows) for rows in items.values()))
+    report(figures, options)
+
+
+if __name__ == "__main__":
+    main()
