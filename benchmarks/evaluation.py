@@ -1,8 +1,8 @@
-"""Evaluation against lm-evaluation-harness 0.4.13: the same items, the same answers, the time of each, loading included.
+"""Evaluation against lm-evaluation-harness 0.4.13: the same items and answers, the time of each, loading included.
 
-Zero-shot and 5-shot on one set, and a matrix of 6 systems (the base model and five adapters) on 4 sets, each as a person
-would run it: one command of the harness per system (it reads one adapter at a time) against one run of ours. Processes
-alternate; wall time. `A_vs_B` is how many times as long A takes.
+Zero-shot and 5-shot on one set, and a matrix of 6 systems (the base model and five adapters) on 4 sets, each as a
+person would run it: one command of the harness per system (it reads one adapter at a time) against one run of ours.
+Processes alternate; wall time. `A_vs_B` is how many times as long A takes.
 """
 
 import json
@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from harness_parity import TASK, TEXTS, read_items, split_query
+from routing import MLP, draw_adapter
 from timing import make_parser, report
 
 from metamoe_backend.launch import run_now
-from metamoe_backend.models.adapters import AdapterWeights, write_adapter
+from metamoe_backend.models.adapters import write_adapter
 from metamoe_backend.models.base import load_base
 from metamoe_backend.store.connection import Store
 from metamoe_backend.workspace import Workspace
@@ -29,8 +30,6 @@ FEWSHOT = 5
 
 def prepare(folder: Path, data: Path, count: int) -> list[str]:
     """Questions, tasks, model and adapters for both sides; the names of the sets."""
-    import torch
-
     base = load_base("smollm2-135m", "cpu")
     base.model.save_pretrained(folder / "model")
     base.tokenizer.save_pretrained(folder / "model")
@@ -46,18 +45,9 @@ def prepare(folder: Path, data: Path, count: int) -> list[str]:
         train = f"    train: {folder / name}.train.theirs.jsonl\n"
         task = task.replace("output_type", f"{train}fewshot_split: train\noutput_type")
         (folder / f"{name}.yaml").write_text(task)
-    linears = {
-        name: module
-        for name, module in base.model.named_modules()
-        if name.endswith(("gate_proj", "up_proj", "down_proj"))
-    }
     for index in range(SYSTEMS - 1):
-        generator = torch.Generator().manual_seed(index)
-        a = {n: torch.randn(8, m.in_features, generator=generator) * 0.02 for n, m in linears.items()}
-        b = {n: torch.randn(m.out_features, 8, generator=generator) * 0.02 for n, m in linears.items()}
-        targets = ["down_proj", "gate_proj", "up_proj"]
-        adapter = AdapterWeights(f"a{index}", 8, 16.0, 2.0, targets, "", a, b)
-        write_adapter(folder / "adapters" / f"a{index}", adapter, "smollm2-135m")
+        adapter = draw_adapter(base.model, f"a{index}", MLP, 8, index)
+        write_adapter(folder / "adapters" / adapter.name, adapter, "smollm2-135m")
     return names
 
 
