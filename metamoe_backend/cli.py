@@ -16,7 +16,18 @@ from metamoe_backend.config import RoutingMode
 from metamoe_backend.errors import MetaMoEError
 
 Verb = Callable[[argparse.Namespace], dict[str, Any]]
-VERB_GROUPS = ("sharing", "data", "skills", "experts", "selection", "data_selection", "results", "routing", "workspace")
+VERB_GROUPS = (
+    "sharing",
+    "data",
+    "skills",
+    "experts",
+    "selection",
+    "data_selection",
+    "results",
+    "routing",
+    "study",
+    "workspace",
+)
 """Modules of `metamoe_backend.verbs`; a verb is the function run_NAME of one of them."""
 
 
@@ -359,6 +370,17 @@ def _add_result_verbs(add: Add) -> None:
     activations = add("activations", "How much each expert of a mixture is used, by layer and by skill.")
     activations.add_argument("--system", help="mixture (default: the newest evaluated)")
     activations.add_argument("--task", nargs="+", action="extend", default=[])
+    study = add("study", "Compare a mixture of chosen experts with everything simpler; the same command lets it go on.")
+    study.add_argument("name")
+    study.add_argument("--target", nargs="+", action="extend", default=[], metavar="TASK", help="what it is about")
+    study.add_argument("--base", help="base model: smollm2-135m, a local folder or a hub id")
+    study.add_argument("--device", help="auto, cpu or cuda:N")
+    study.add_argument("--wait", action="store_true", help="return when it is done")
+    study.add_argument("--minutes", type=float, metavar="N", help="wait at most so long, then save and stop")
+    study.add_argument("--stop", action="store_true", help="save and stop what runs; start nothing more")
+    study.add_argument("--show", action="store_true", help="say how it stands; start nothing")
+    study.add_argument("--table", metavar="FILE.md", help="write it down as Markdown; start nothing")
+    _add_set(study)
     force = add("force", "What a mixture answers with every token sent to one expert, for each, beside as routed.")
     force.add_argument("--system", required=True, help="mixture")
     force.add_argument("--question", nargs="+", action="extend", required=True, metavar="ID")

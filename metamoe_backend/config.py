@@ -35,6 +35,8 @@ LEARNT_GATE_MODES = ("token", "two-level", "loramoe", "xlora", "phatgoose")
 TOKEN_LEVEL_MODES = (*LEARNT_GATE_MODES, "arrow")
 OWNER_MODES = ("loramoe", "phatgoose")
 """Modes that learn from which expert each question belongs to."""
+UNTAUGHT_MODES = ("uniform", "arrow")
+"""Modes in which no router learns: without training the experts, no question is needed."""
 PER_MODULE_MODES = ("arrow", "phatgoose")
 """Modes that compare a token with each module's own directions: gates sit at every adapted module."""
 Granularity = Literal["layer", "block", "module"]
@@ -176,17 +178,25 @@ class OptimSettings(StageConfig):
 
 
 class SourceSettings(StageConfig):
-    """Where the questions of a training come from: exactly one of a plan, whole tasks and a data selection."""
+    """Where the questions of a training come from: exactly one of a plan, whole tasks and a data selection.
+
+    None of them is fine where nothing learns (`needs_questions`).
+    """
 
     plan: str | None = Field(None, description="Plan that says which skills go to which expert")
     tasks: list[str] = Field(default_factory=list, description="Without a plan: all questions of these tasks")
     data: str | None = Field(None, description="Without a plan: the rows of a data selection, by its run id")
     split: Literal["train", "validation", "test"] = Field("train", description="Split the questions come from")
 
+    @property
+    def needs_questions(self) -> bool:
+        """Whether anything learns from questions."""
+        return True
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         given = [name for name in ("plan", "tasks", "data") if getattr(self, name)]
-        if len(given) != 1:
+        if len(given) > 1 or (self.needs_questions and not given):
             said = f"found {' and '.join(given)}" if given else "found none of them"
             raise ValueError(f"say where the questions come from: one of plan, tasks and data ({said})")
         return self
@@ -301,6 +311,15 @@ class MoeConfig(SourceSettings):
         None, ge=1, description="Train on at most so many questions; the task-level router always reads all"
     )
     optim: OptimSettings = Field(default_factory=lambda: OptimSettings(steps=60))
+
+    @property
+    def learns_by_gradients(self) -> bool:
+        """Whether token gates or experts are trained."""
+        return self.train == "router+experts" or (self.train == "router" and self.mode in LEARNT_GATE_MODES)
+
+    @property
+    def needs_questions(self) -> bool:
+        return self.learns_by_gradients or self.mode in TASK_LEVEL_MODES
 
     @model_validator(mode="after")
     def _top_k_within_experts(self) -> Self:

@@ -44,7 +44,7 @@ def run_now(
 
 def launch(store: Store, stage: str, values: dict[str, Any], by: str) -> RunFolder:
     """Hand a stage to the local queue and return at once. The run goes on when this process ends."""
-    run = _create(store, stage, _with_absolute_path(values, "source"), by)
+    run = _create(store, stage, with_absolute_path(values, "source"), by)
     submit(store.workspace, run)
     return run
 
@@ -52,13 +52,13 @@ def launch(store: Store, stage: str, values: dict[str, Any], by: str) -> RunFold
 def _create(store: Store, stage: str, values: dict[str, Any], by: str) -> RunFolder:
     if stage not in STAGES:
         raise NotFoundError(f"There is no stage {stage!r} (there are: {', '.join(STAGES)}).")
-    values = _with_absolute_path(_with_absolute_path(values, "base"), "pool")
+    values = with_absolute_path(with_absolute_path(values, "base"), "pool")
     config: StageConfig = parse_config(STAGES[stage].config, values)
     inputs = STAGES[stage].prepare(store, config)
     return create_run(store.workspace, stage, run_name(stage, config), config.model_dump(mode="json"), by, inputs)
 
 
-def _with_absolute_path(values: dict[str, Any], field: str) -> dict[str, Any]:
+def with_absolute_path(values: dict[str, Any], field: str) -> dict[str, Any]:
     """A setting that names something on disk, so that it means the same wherever it is read later.
 
     A base model's name is kept with every adapter of it: two people in two folders must write the same.

@@ -25,6 +25,7 @@ class Workspace:
     published/        read-only copies of the database for the SQL console
     uploads/          files a person uploaded, by content hash
     selections/       sets of questions that pages hand on, by content hash
+    studies/NAME.json what a study compares (see `study.studies`)
     vectors/          vectors of texts that are no questions, by encoder and content hash: a cache, may be deleted
     """
 
@@ -69,6 +70,10 @@ class Workspace:
     @property
     def selections(self) -> Path:
         return self.root / "selections"
+
+    @property
+    def studies(self) -> Path:
+        return self.root / "studies"
 
     @property
     def vectors(self) -> Path:

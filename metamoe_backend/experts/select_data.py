@@ -94,9 +94,13 @@ def compute(inputs: "Inputs", config: SelectDataConfig, context: "Context") -> N
     refused = _find_own_held_out(pool) | {row: _explain_leak(leak, held_out) for row, leak in leaks.items()}
     said = _find_shots(pool, shots) | {row: ("leak", *why) for row, why in refused.items()}
     usable = ~np.isin(np.arange(len(pool)), list(said))
-    choice = choose_diverse(of_pool, rank_rows(scores, usable), config.budget, config.tau, config.consider)
+    ranked = rank_rows(scores, usable)
+    if config.pick == "random":
+        ranked = np.random.default_rng(config.seed).permutation(ranked)
+    choice = choose_diverse(of_pool, ranked, config.budget, config.tau, config.consider)
     said |= _explain_choice(choice, pool, config.tau)
-    beyond = ("beyond", f"The budget of {config.budget} rows was spent on rows nearer to the shots.", None)
+    others = "nearer to the shots" if config.pick == "similar" else "drawn before it"
+    beyond = ("beyond", f"The budget of {config.budget} rows was spent on rows {others}.", None)
     rows[["decision", "reason", "other"]] = [said.get(row, beyond) for row in range(len(rows))]
     _emit(rows, shots, context)
     found = rows["decision"].value_counts().to_dict()
