@@ -510,7 +510,8 @@ class StudyConfig(StageConfig):
     mixed_limit: int | None = Field(
         None,
         ge=1,
-        description="The mixed adapter reads so many questions of the pool; empty: as many as N experts of the bank did",
+        description="The mixed adapter reads so many questions of the pool; empty: as many as N experts of the bank "
+        "did",
     )
     eval_limit: int | None = Field(300, ge=1, description="Test questions per target, at most")
     ablations: list[TaskName] = Field(default_factory=list, description="Targets on which each choice is varied alone")

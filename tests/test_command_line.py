@@ -136,6 +136,16 @@ CASES: list[tuple[str, StageConfig, str]] = [
     ("moe", MoeConfig(name="both", experts=["a", "b"], plan="one"), "train moe both --experts a,b --plan one"),
     (
         "moe",
+        MoeConfig(name="both", experts=["a", "b"], mode="uniform"),
+        "train moe both --experts a,b --mode uniform",
+    ),
+    (
+        "moe",
+        MoeConfig(name="both", experts=["a", "b"], mode="arrow", train="none"),
+        "train moe both --experts a,b --mode arrow --set train=none",
+    ),
+    (
+        "moe",
         MoeConfig(name="both", experts=["a", "b"], plan="one", top_k=1, optim=OptimSettings(steps=60, seed=3)),
         "train moe both --experts a,b --plan one --steps 60 --seed 3 --top-k 1",
     ),

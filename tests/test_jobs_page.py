@@ -268,6 +268,16 @@ def test_a_training_needs_no_plan(opened: AppTest, kind: str, source: str) -> No
     assert not app.button(key="jobs_new_start").disabled
 
 
+def test_a_mixture_in_which_nothing_learns_needs_no_source(opened: AppTest) -> None:
+    opened.session_state["jobs_panel"] = {"kind": "moe", "values": {"name": "newcomer"}, "key": "test"}
+    app = opened.run()
+    app.button_group(key="jobs_test_moe_source").set_value("none").run()
+    assert not app.exception and not app.error and not app.warning
+    said = " ".join(code.value for code in app.code)
+    assert "--mode uniform" in said and not any(option in said for option in ("--plan", "--task", "--data"))
+    assert not app.button(key="jobs_new_start").disabled
+
+
 def test_an_empty_workspace_offers_the_first_run(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METAMOE_WORKSPACE", str(workspace.root))
     try:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from metamoe_backend.config import LoraSettings, MoeConfig, OptimSettings, TrainConfig, parse_config
 from metamoe_backend.embed import hash_text
@@ -235,8 +236,40 @@ def test_other_routers_learn_and_answer_as_they_were_trained(root, bank, base_fo
     assert trained["colours"] + trained["sums"] < before["colours"] + before["sums"]
 
 
-def test_arrow_needs_no_training(root, bank, base_folder):
-    context = make_mixture(root, bank, make_config(base_folder, mode="arrow", top_k=1))
+@pytest.mark.parametrize("mode", ["token", "two-level", "loramoe", "xlora", "phatgoose"])
+@pytest.mark.parametrize("granularity", ["layer", "block", "module"])
+def test_gradient_checkpointing_changes_no_gate(root, bank, base_folder, mode, granularity):
+    """Gates are computed again in the backward pass, and the balance loss and the owners still hold."""
+    learns = "router" if mode == "phatgoose" else "router+experts"
+    weights = []
+    for again in (False, True):
+        optim = OptimSettings(steps=4, gradient_checkpointing=again, **OPTIM)
+        config = make_config(
+            base_folder,
+            name=f"again-{again}",
+            mode=mode,
+            granularity=granularity,
+            balance=0.3,
+            train=learns,
+            optim=optim,
+        )
+        context = make_mixture(root, bank, config, f"run-{again}")
+        losses = context.rows("metric").query("name == 'auxiliary_loss'")["value"]
+        assert len(losses) and (losses > 0).all()
+        folder = root / get_system(context)["path"]
+        saved = read_mixture(folder)
+        own = [load_file(path) for path in sorted(folder.rglob("adapter_model.safetensors"))]
+        assert len(own) == (0 if mode == "phatgoose" else 2)
+        weights.append([saved.gate_weights, *own])
+    for before, after in zip(*weights, strict=True):
+        assert before.keys() == after.keys()
+        for name, values in before.items():
+            torch.testing.assert_close(values, after[name])
+
+
+def test_arrow_needs_no_training_and_no_questions(root, bank, base_folder):
+    config = make_config(base_folder, mode="arrow", top_k=1, plan=None)
+    context = make_mixture(root, bank, config, questions=make_questions(0).reindex(columns=sources.COLUMNS))
     system, loaded = get_system(context), load_base(str(base_folder), "cpu")
     assert "nothing trained by gradients" in context.messages[-1]
     with open_system(loaded, system, root) as opened, opened.record() as record, torch.no_grad():

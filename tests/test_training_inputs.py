@@ -106,6 +106,22 @@ def test_a_mixture_without_a_plan_teaches_its_gates_with_every_question(full: St
         parse_config(MoeConfig, settings | {"mode": "two-level"})
 
 
+@pytest.mark.parametrize(("mode", "train"), [("uniform", "none"), ("uniform", "router"), ("arrow", "none")])
+def test_where_nothing_learns_no_question_is_needed(full: Store, mode: str, train: str) -> None:
+    settings = {"name": "duo", "experts": ["logic", "arith"], "mode": mode, "train": train}
+    inputs = moe.prepare(full, parse_config(MoeConfig, settings))
+    assert inputs["questions"].empty and list(inputs["questions"]) == sources.COLUMNS
+    assert inputs["adapters"]["adapter"].tolist() == ["logic", "arith"]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"mode": "token"}, {"mode": "uniform", "train": "router+experts"}, {"mode": "task", "train": "none"}]
+)
+def test_where_something_learns_a_source_is_needed(changes: dict) -> None:
+    with pytest.raises(ConfigError, match="say where the questions come from"):
+        parse_config(MoeConfig, {"name": "duo", "experts": ["a", "b"]} | changes)
+
+
 def test_rows_of_a_data_selection(full: Store) -> None:
     made = fetch_data_selections(full).iloc[0]
     questions = expert.prepare(full, TrainConfig(name="newcomer", data=made["run_id"]))["questions"]

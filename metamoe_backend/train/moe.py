@@ -43,7 +43,7 @@ def prepare(store: "Store", config: MoeConfig) -> Inputs:
     """The experts, the questions that teach the routers, and the vectors there are of them.
 
     `questions` has the columns `sources.COLUMNS`, `expert` being the member of the mixture (or `base`) that each should
-    go to, NULL without a plan;
+    go to, NULL without a plan; it has no rows where nothing learns and no source was named;
     `adapters` is rows.Adapter in gate order; `vectors` question_id, text_hash, vector; `target` the name the mixture
     will have. Raises `NotFoundError` for an unknown plan or expert, `ConfigError` when they do not go together.
     """
@@ -128,7 +128,7 @@ def compute(inputs: Inputs, config: MoeConfig, context: Context) -> None:
         # Equal scores would choose the first k experts for every token. With a task level, equal scores are the best
         # start: the mixture then routes exactly as the task level does.
         mixture.draw_gate_weights(config.optim.seed)
-    result = _train(mixture, loaded, questions, fitted, config, context) if _learns(config) else None
+    result = _train(mixture, loaded, questions, fitted, config, context) if config.learns_by_gradients else None
     name, sha256 = _publish(mixture, adapters, fitted, inputs["target"]["mixture"].iloc[0], config, context)
     _emit(name, sha256, fitted, result, config, context)
     if result is None:
@@ -163,11 +163,6 @@ def draw_experts(model: "nn.Module", config: MoeConfig) -> list[AdapterWeights]:
     return drawn
 
 
-def _learns(config: MoeConfig) -> bool:
-    """Whether anything learns by gradients: token gates, or the experts."""
-    return config.train == "router+experts" or (config.train == "router" and config.mode in LEARNT_GATE_MODES)
-
-
 def _check_questions(questions: pd.DataFrame, config: MoeConfig) -> None:
     there = set(questions["expert"])
     if config.mode in TASK_LEVEL_MODES:
@@ -186,7 +181,7 @@ def _check_questions(questions: pd.DataFrame, config: MoeConfig) -> None:
             f"{describe_source(config)}: no questions of the split {config.split!r} of {', '.join(missing)}, so its "
             "gate cannot learn; add questions that it was trained on, or leave it out."
         )
-    if _learns(config) and there <= {BASE_EXPERT}:
+    if config.learns_by_gradients and there <= {BASE_EXPERT}:
         raise ConfigError(
             f"{describe_source(config)}: no questions of the split {config.split!r} for these experts, so nothing can "
             "be trained; choose other questions or another split, or train none."

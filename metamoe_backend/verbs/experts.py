@@ -2,8 +2,10 @@
 
 import argparse
 
-from metamoe_backend.errors import NotFoundError
+from metamoe_backend.config import parse_config
+from metamoe_backend.errors import ConfigError, NotFoundError
 from metamoe_backend.launch import launch, run_now
+from metamoe_backend.pipeline import STAGES
 from metamoe_backend.store.connection import Store
 from metamoe_backend.verbs.common import (
     Result,
@@ -54,11 +56,20 @@ def run_moe(options: argparse.Namespace) -> Result:
     return _train(options, "moe", values | {"experts": experts} | ({"optim": optim} if optim else {}))
 
 
+def _choose_source(store: Store, stage: str, values: Result) -> Result:
+    """The newest plan, where the training learns from questions."""
+    try:
+        parse_config(STAGES[stage].config, values)
+    except ConfigError:
+        return {"plan": newest_plan(store)}  # what else is wrong is said when the run is made
+    return {}
+
+
 def _train(options: argparse.Namespace, stage: str, values: Result) -> Result:
     with open_store(options) as store:
         values = merge_settings(values, options.set)
         if stage != "sequence" and not any(values.get(source) for source in ("plan", "tasks", "data")):
-            values["plan"] = newest_plan(store)
+            values |= _choose_source(store, stage, values)
         run = launch(store, stage, values, options.by)
     if options.wait:
         wait_for(run)

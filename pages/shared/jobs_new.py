@@ -10,6 +10,7 @@ from metamoe_backend.config import (
     BASE_EXPERT,
     DEFAULT_BASE,
     DEFAULT_ENCODER,
+    UNTAUGHT_MODES,
     EvaluateConfig,
     MoeConfig,
     SequenceConfig,
@@ -160,12 +161,15 @@ def _device_words() -> dict[str, str]:
     return {"auto": _("auto: a free GPU, else the CPU"), **words}
 
 
-def _choose_source(key: str, initial: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """Where the questions come from: plan, tasks or data; a choice where there is more than one."""
-    words = {"plan": _("A plan"), "tasks": _("Whole tasks"), "data": _("A data selection")}
-    there = {"plan": found["plans"], "tasks": found["tasks"], "data": found["data"]}
+def _choose_source(kind: str, key: str, initial: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Where the questions come from: plan, tasks, data, or none for a mixture in which nothing learns."""
+    words = {
+        "plan": _("A plan"), "tasks": _("Whole tasks"), "data": _("A data selection"), "none": _("None: nothing learns"),
+    }  # fmt: skip
+    there = {"plan": found["plans"], "tasks": found["tasks"], "data": found["data"], "none": kind == "moe"}
     offered = [name for name in words if there[name]]
-    begun = next((name for name in offered if initial.get(name)), offered[0])
+    sourceless = initial.get("mode") in UNTAUGHT_MODES and "none" in offered
+    begun = next((name for name in offered if initial.get(name)), "none" if sourceless else offered[0])
     if len(offered) == 1:
         return begun
     return st.segmented_control(
@@ -176,7 +180,7 @@ def _choose_source(key: str, initial: Mapping[str, Any], found: Mapping[str, Any
 def _render_training(kind: str, key: str, initial: Mapping[str, Any]) -> dict[str, Any]:
     """Values of an expert, the mixed baseline (TrainConfig) or a mixture (MoeConfig)."""
     found, words = _load_choices(get_store()), _device_words()
-    source = _choose_source(key, initial, found)
+    source = _choose_source(kind, key, initial, found)
     if source != "plan":
         key = f"{key}_{source}"  # widgets of another kind under the same names
     start, choices, in_plan = _offer_training(key, source, initial, found)
@@ -188,7 +192,8 @@ def _render_training(kind: str, key: str, initial: Mapping[str, Any]) -> dict[st
     if kind == "moe":
         choices |= {"experts": found["experts"], "encoder": found["encoders"]}
         members = [name for name in in_plan if name in found["experts"]] or found["experts"]
-        start |= {} if source == "plan" else {"mode": "token"}
+        start |= {"plan": {}, "none": {"mode": UNTAUGHT_MODES[0]}}.get(source, {"mode": "token"})
+        choices |= {"mode": UNTAUGHT_MODES} if source == "none" else {}
         start |= {"name": "moe", "experts": members, "top_k": min(2, len(members))}
     options = FormOptions(
         key,
@@ -198,7 +203,8 @@ def _render_training(kind: str, key: str, initial: Mapping[str, Any]) -> dict[st
         {"device": words, "mode": _mode_words(), "data": found["data"], "method": _method_words()},
     )
     if kind == "moe":
-        values = render_fields(MoeConfig, ["name", source, "experts"], options)
+        named = ["name", "experts"] if source == "none" else ["name", source, "experts"]
+        values = render_fields(MoeConfig, named, options)
         values |= render_fields(MoeConfig, ["mode", "top_k", "device"], options)
         others = [name for name in MoeConfig.model_fields if name not in (*values, *SOURCES, "optim", "lora")]
         with st.container(horizontal=True):
@@ -236,7 +242,7 @@ def _render_sequence(key: str, initial: Mapping[str, Any]) -> dict[str, Any]:
     """Values of a sequence: experts of a plan, or whole tasks, in the order a person picks them."""
     found = _load_choices(get_store())
     begun = {**initial} if initial.get("plan") or not initial.get("order") else {**initial, "tasks": initial["order"]}
-    source = _choose_source(key, begun, {**found, "data": {}})
+    source = _choose_source("sequence", key, begun, {**found, "data": {}})
     key = f"{key}_{source}"
     start, choices, in_plan = _offer_training(key, source, initial, found)
     choices["order"] = in_plan if source == "plan" else found["tasks"]
