@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -41,13 +41,31 @@ def test_differences_to_base_count_what_was_gained_and_lost():
     assert (cells["n"] == 5).all()
 
 
-def test_side_by_side_compares_experts_with_base_and_mixtures_with_mixed():
-    cells = forgetting.compute_side_by_side(PREDICTIONS, ["arith"], ["moe"], "mixed")
-    pairs = cells[["system", "reference"]].drop_duplicates().itertuples(index=False, name=None)
-    assert list(pairs) == [("arith", "base"), ("moe", "mixed")]
-    moe = cells[(cells["system"] == "moe") & (cells["task"] == "facts")].iloc[0]
-    assert moe["difference"] == pytest.approx(0.2)
-    assert len(forgetting.compute_side_by_side(PREDICTIONS, ["arith"], ["moe"])) == 2
+def test_cells_are_marked_after_correction_over_the_whole_matrix():
+    correct = np.array([[0, 1, 0]] * 8 + [[1, 1, 0]] * 6 + [[0, 0, 0]] * 2)
+    cells = forgetting.compute_differences_to_base(make_predictions(correct, ["base", "good", "bad"], ["t"] * 16))
+    good, bad = cells.set_index("system").loc["good"], cells.set_index("system").loc["bad"]
+    assert (good["p"], bad["p"]) == (pytest.approx(2 / 2**8), pytest.approx(2 / 2**6))
+    assert (good["p_holm"], bad["p_holm"]) == (pytest.approx(4 / 2**8), pytest.approx(2 / 2**6))
+    assert good["significant"] and bad["significant"] and cells["shown"].all()
+    more = make_predictions(np.hstack([correct, correct[:, :1]]), ["base", "good", "bad", "same"], ["t"] * 16)
+    third = forgetting.compute_differences_to_base(more).set_index("system")
+    assert third["p_holm"].to_dict() == pytest.approx({"good": 6 / 2**8, "bad": 4 / 2**6, "same": 1.0})
+    assert third["significant"].to_dict() == {"good": True, "bad": False, "same": False}
+
+
+def test_the_questions_lost_and_gained_are_named():
+    assert forgetting.find_changed(PREDICTIONS, "arith", "facts") == (["q005", "q006"], [])
+    assert forgetting.find_changed(PREDICTIONS, "arith", "sum") == ([], ["q000", "q001", "q002", "q003"])
+
+
+@settings(max_examples=25)
+@given(st.permutations(range(len(PREDICTIONS))))
+def test_the_order_of_questions_and_systems_changes_no_number(order):
+    shuffled = PREDICTIONS.iloc[order]
+    for compute in (forgetting.compute_accuracies, forgetting.compute_differences_to_base):
+        frames = [compute(each).sort_values(["system", "task"], ignore_index=True) for each in (PREDICTIONS, shuffled)]
+        pd.testing.assert_frame_equal(*frames)
 
 
 def test_own_tasks_are_kept_apart_from_the_others():

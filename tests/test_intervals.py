@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metamoe_backend.evaluate.intervals import (
+    adjust_holm,
     compare_pair,
     compute_mcnemar_p,
     compute_paired_difference,
@@ -94,3 +95,19 @@ def test_a_pair_adds_up(drawn):
     assert found["difference"] == pytest.approx((found["gained"] - found["lost"]) / found["n"])
     assert found["accuracy"] - found["reference_accuracy"] == pytest.approx(found["difference"])
     assert found["shown"] == (found["low"] > 0 or found["high"] < 0)
+
+
+def test_holm_by_hand():
+    # In order: .005 x 4, .01 x 3, .03 x 2, .04 x 1 (below the one before it, so that one's).
+    assert adjust_holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert adjust_holm([0.9, 0.8]).tolist() == [1.0, 1.0]
+    assert adjust_holm([]).tolist() == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=50).map(np.array), st.randoms(use_true_random=False))
+def test_holm_lies_between_the_raw_and_the_bonferroni_value_in_any_order(p, random):
+    adjusted = adjust_holm(p)
+    assert (p <= adjusted).all() and (adjusted <= np.minimum(p * len(p), 1) + 1e-12).all()
+    order = list(range(len(p)))
+    random.shuffle(order)
+    assert adjust_holm(p[order]).tolist() == adjusted[order].tolist()

@@ -17,7 +17,13 @@ from metamoe_backend.evaluate.outcomes import (
     compute_error_rates,
     compute_majority_vote,
     compute_outcomes,
+    count_intersections,
     count_outcomes,
+    count_solvers,
+    find_regret,
+    find_solved_by,
+    summarise_regret,
+    tabulate_part,
 )
 
 EXPERTS = ["arith", "logic", "letters"]
@@ -78,13 +84,16 @@ def test_outcomes_of_four_questions():
     assert outcomes["correct_experts"].tolist() == [3, 1, 0, 2]
 
 
-def test_the_majority_needs_equal_answers_and_a_tie_goes_to_the_first():
+def test_the_majority_needs_equal_answers_and_a_tie_goes_to_the_first_in_the_alphabet():
     predictions = make_predictions(np.array([[1, 0, 1], [0, 0, 1], [1, 0, 0]]), EXPERTS)
     votes = compute_majority_vote(predictions, EXPERTS)
-    # q001: three different answers, the first expert's (wrong) counts; q002: the same, and the first is right.
+    # q001: three different answers, arith's (wrong) counts; q002: the same, and arith is right.
     assert votes.tolist() == [True, False, True]
+    assert compute_majority_vote(predictions, EXPERTS[::-1]).tolist() == votes.tolist()
     predictions.loc[predictions["question_id"].eq("q001") & predictions["system"].eq("logic"), "output"] = "no,  ARITH"
-    assert compute_majority_vote(predictions, ["letters", "arith", "logic"]).tolist() == [True, False, False]
+    assert compute_majority_vote(predictions, EXPERTS).tolist() == [True, False, True]
+    predictions.loc[predictions["question_id"].eq("q002") & predictions["system"].eq("logic"), "output"] = "no, letters"
+    assert compute_majority_vote(predictions, EXPERTS).tolist() == [True, False, False]
 
 
 def test_the_answer_sentence_has_its_numbers():
@@ -128,6 +137,115 @@ def test_no_questions_no_crash():
     assert (rates["n"] == 0).all()
     assert np.isnan(compare_with_best_expert(predictions, EXPERTS, "moe")["difference"]).all()
     assert count_outcomes(compute_outcomes(predictions, EXPERTS).head(0)).empty
+
+
+# Five questions; arith, logic, letters, moe.
+SMALL = np.array([[1, 1, 1, 1], [1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, 0], [1, 0, 0, 0]])
+SYSTEMS = [*EXPERTS, "moe"]
+
+
+def test_how_many_experts_solve_each_question_of_a_task():
+    outcomes = compute_outcomes(make_predictions(SMALL, SYSTEMS, ["a", "a", "a", "b", "b"]), EXPERTS)
+    counts = count_solvers(outcomes).set_index(["task", "correct_experts"])
+    assert counts.loc["a", "questions"].tolist() == [1, 1, 0, 1]
+    assert counts.loc["b", "questions"].tolist() == [0, 1, 1, 0]
+    assert counts.loc[ALL_TASKS, "questions"].tolist() == [1, 2, 1, 1]
+    assert counts.loc[("b", 2), ["n", "share"]].tolist() == [2, 0.5]
+    assert count_solvers(outcomes.head(0)).empty
+
+
+def test_each_question_counts_under_exactly_those_who_solve_it():
+    solved = compute_answer_table(make_predictions(SMALL, SYSTEMS), EXPERTS)
+    found = count_intersections(solved)
+    assert list(zip(found["solvers"], found["questions"], strict=True)) == [
+        (["arith"], 2), ([], 1), (["letters", "logic"], 1), (["arith", "letters", "logic"], 1),
+    ]  # fmt: skip
+    assert found["n"].unique().tolist() == [5]
+    assert find_solved_by(solved, ["arith"]) == ["q001", "q004"]
+    assert find_solved_by(solved, []) == ["q002"]
+    assert find_solved_by(solved, ["logic"]) == []
+
+
+def test_the_mixed_part_by_hand():
+    predictions = make_predictions(SMALL, SYSTEMS).assign(skill=None)
+    predictions.loc[predictions["question_id"].isin(["q001", "q003"]), "skill"] = "sums"
+    assert tabulate_part(predictions, EXPERTS, ["moe"]).index.get_level_values(1).tolist() == ["q001", "q003", "q004"]
+    rates = compute_error_rates(predictions, EXPERTS, ["moe"]).set_index(["task", "system"])["errors"]
+    assert rates[ALL_TASKS].to_dict() == {
+        # q001 and q004: three different answers, so the majority is arith's; q003: the two right ones agree.
+        "arith": 1, "logic": 2, "letters": 2, "moe": 2, BEST_SINGLE: 1, MAJORITY: 0, ORACLE: 0,
+    }  # fmt: skip
+    by_skill = compute_error_rates(predictions, EXPERTS, ["moe"], group="skill").set_index(["skill", "system"])
+    assert by_skill.loc[("sums", "moe"), ["errors", "n"]].tolist() == [1, 2]
+    assert by_skill.loc[("no skill", "moe"), ["errors", "n"]].tolist() == [1, 1]
+    counts = count_outcomes(compute_outcomes(predictions, EXPERTS), "skill").set_index(["skill", "outcome"])
+    assert counts.loc["sums", "questions"].to_dict() == {"all-correct": 0, "mixed": 2, "all-incorrect": 0}
+    compared = compare_with_best_expert(predictions, EXPERTS, "moe", group="skill").set_index("skill")
+    assert compared.loc["no skill", ["n", "expert", "only_expert"]].tolist() == [1, "arith", 1]
+    with pytest.raises(ConfigError, match="no column 'colour'"):
+        compute_error_rates(predictions, EXPERTS, group="colour")
+
+
+ROUTING = pd.DataFrame(
+    [
+        ("q003", "arith", 0.7, 0.2), ("q003", "logic", 0.2, 0.5), ("q003", "letters", 0.1, 0.3),
+        ("q004", "arith", 0.1, np.nan), ("q004", "logic", 0.9, np.nan),
+    ],
+    columns=["question_id", "expert", "probability", "weight"],
+)  # fmt: skip
+
+
+def test_regret_says_who_was_right_and_what_the_routers_gave_them():
+    predictions = make_predictions(SMALL, SYSTEMS)
+    regret = find_regret(predictions, EXPERTS, "moe", ROUTING).set_index("question_id")
+    assert regret["right"].to_dict() == {"q003": ["letters", "logic"], "q004": ["arith"]}
+    first, second = regret.loc["q003"], regret.loc["q004"]
+    assert (first["probability"], first["weight"]) == (pytest.approx(0.3), pytest.approx(0.8))
+    assert (first["by_question"], first["by_token"], first["fault"]) == ("arith", "logic", "mixing")
+    assert second["probability"] == 0.1 and np.isnan(second["weight"])
+    assert (second["by_question"], second["by_token"], second["fault"]) == ("logic", None, "routing")
+    table = summarise_regret(regret.reset_index(), ROUTING, EXPERTS).set_index("expert")
+    assert table["questions"].to_dict() == {"arith": 1, "letters": 1, "logic": 1}
+    assert table["alone"].to_dict() == {"arith": 1, "letters": 0, "logic": 0}
+    assert table.loc["logic", ["probability", "weight"]].tolist() == [0.2, 0.5]
+    unknown = find_regret(predictions, EXPERTS, "moe", ROUTING.head(0))
+    assert unknown["fault"].tolist() == ["unknown", "unknown"] and unknown["weight"].isna().all()
+
+
+def test_without_regret_there_is_an_empty_table():
+    predictions = make_predictions(SMALL[:1], SYSTEMS)
+    regret = find_regret(predictions, EXPERTS, "moe", ROUTING)
+    assert regret.empty
+    assert summarise_regret(regret, ROUTING, EXPERTS)["questions"].tolist() == [0, 0, 0]
+
+
+def _measure(predictions: pd.DataFrame, experts: list[str]) -> dict[str, pd.DataFrame]:
+    outcomes = compute_outcomes(predictions, experts)
+    solved = compute_answer_table(predictions, experts)
+    regret = find_regret(predictions, experts, "moe", ROUTING)
+    return {
+        "outcomes": count_outcomes(outcomes),
+        "skills": count_outcomes(outcomes, "skill"),
+        "solvers": count_solvers(outcomes),
+        "intersections": count_intersections(solved),
+        "errors": compute_error_rates(predictions, experts, ["moe"]).sort_values(["task", "system"], ignore_index=True),
+        "best": compare_with_best_expert(predictions, experts, "moe"),
+        "regret": regret,
+        "regret by expert": summarise_regret(regret, ROUTING, experts),
+    }
+
+
+@settings(max_examples=25)
+@given(matrices, st.randoms(use_true_random=False), st.permutations(EXPERTS), st.data())
+def test_the_order_of_questions_and_systems_changes_no_number(correct, random, experts, data):
+    names = st.lists(st.sampled_from(["a", "b"]), min_size=len(correct), max_size=len(correct))
+    predictions = make_predictions(correct, SYSTEMS, data.draw(names))
+    predictions["skill"] = predictions["task"].map({"a": "sums"})
+    rows = list(range(len(predictions)))
+    random.shuffle(rows)
+    before, after = _measure(predictions, EXPERTS), _measure(predictions.iloc[rows], experts)
+    for name, frame in before.items():
+        pd.testing.assert_frame_equal(frame, after[name], obj=name)
 
 
 def test_a_hundred_thousand_predictions_make_one_table():

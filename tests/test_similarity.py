@@ -12,11 +12,13 @@ from metamoe_backend.errors import InputError, NotFoundError
 from metamoe_backend.experts.similarity import (
     compare_folders,
     compute_error_agreement,
+    compute_norms,
     compute_pair_agreement,
     compute_raw_similarity,
     compute_similarity,
     grow_tree,
     make_square,
+    measure_folders,
 )
 from metamoe_backend.models.adapters import AdapterWeights, read_adapter
 from tests.tiny_models import make_tiny_adapter, make_tiny_base
@@ -63,6 +65,17 @@ def test_it_is_the_cosine_of_the_formed_deltas(bank: list[AdapterWeights]) -> No
         m[0, 1] for m in found.layers.values()
     ]
     assert found.list_pairs()["similarity"].tolist() == [found.overall[i, j] for i, j in ((0, 1), (0, 2), (1, 2))]
+
+
+def test_the_norm_is_that_of_the_formed_deltas(bank: list[AdapterWeights], tmp_path: Path) -> None:
+    slow = [
+        sum((each.scale * each.b[module].double() @ each.a[module].double()).norm().item() for module in each.a)
+        for each in bank
+    ]
+    assert compute_norms(bank) == pytest.approx(slow, rel=1e-6)
+    found, norms = measure_folders({name: tmp_path / name for name in "cab"})
+    assert norms == pytest.approx({"a": slow[0], "b": slow[1], "c": slow[2]}, rel=1e-6)
+    assert found.names == ["c", "a", "b"]
 
 
 def test_itself_its_opposite_and_nothing(bank: list[AdapterWeights], tmp_path: Path) -> None:

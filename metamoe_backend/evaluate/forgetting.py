@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from metamoe_backend.errors import ConfigError, NotFoundError
 from metamoe_backend.evaluate.answers import compute_answer_table, require_one_regime
-from metamoe_backend.evaluate.intervals import compare_pair, compute_wilson_interval
+from metamoe_backend.evaluate.intervals import adjust_holm, compare_pair, compute_wilson_interval
 
 FORMULAS = {
     "ACC": "mean over j of R[T,j]",
@@ -28,6 +28,9 @@ FORMULAS = {
 ACC, BWT, FWT: Lopez-Paz & Ranzato (2017), arXiv 1706.08840. F (forgetting), I (intransigence): Chaudhry et al.
 (2018), arXiv 1801.10112. Other libraries average other cells under the same names, hence the formula beside a number.
 """
+
+
+SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,27 +154,21 @@ def _positions(values: pd.Series) -> Mapping[str, NDArray[np.intp]]:
 def compute_differences_to_base(
     predictions: pd.DataFrame, base: str = "base", group: str = "task", seed: int = 0
 ) -> pd.DataFrame:
-    """`compare_systems` of every other system with `base`: the forgetting matrix, negative where something was lost."""
-    systems = [name for name in dict.fromkeys(predictions["system"]) if name != base]
-    return compare_systems(predictions, [(system, base) for system in systems], group, seed)
+    """`compare_systems` of every other system with `base`: the forgetting matrix, negative where something was lost.
 
-
-def compute_side_by_side(
-    predictions: pd.DataFrame,
-    experts: Sequence[str],
-    mixtures: Sequence[str] = (),
-    mixed: str | None = None,
-    base: str = "base",
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Experts trained side by side have no order: E[i,j] - b[j] for each expert, MoE[j] - mixed[j] for each mixture.
-
-    `compare_systems` columns; the reference is `base` for experts and `mixed` for mixtures (left out without one).
+    With p_holm (p corrected over all cells of this matrix) and significant (p_holm below `SIGNIFICANT`).
     """
-    pairs = [(expert, base) for expert in experts]
-    if mixed is not None:
-        pairs += [(mixture, mixed) for mixture in mixtures]
-    return compare_systems(predictions, pairs, seed=seed)
+    systems = [name for name in dict.fromkeys(predictions["system"]) if name != base]
+    cells = compare_systems(predictions, [(system, base) for system in systems], group, seed)
+    adjusted = adjust_holm(cells["p"])
+    return cells.assign(p_holm=adjusted, significant=adjusted < SIGNIFICANT)
+
+
+def find_changed(predictions: pd.DataFrame, system: str, task: str, base: str = "base") -> tuple[list[str], list[str]]:
+    """Ids of the questions of `task` that `system` lost (only `base` solved them) and gained (only `system` did)."""
+    solved = compute_answer_table(predictions[predictions["task"] == task], [system, base])
+    ids = solved.index.get_level_values("question_id")
+    return ids[solved[base] & ~solved[system]].tolist(), ids[solved[system] & ~solved[base]].tolist()
 
 
 def compute_own_and_other(

@@ -1,4 +1,7 @@
-"""How sure a number is: Wilson for one accuracy, paired bootstrap for a difference, exact McNemar for two systems."""
+"""How sure a number is: Wilson for one accuracy, paired bootstrap for a difference, exact McNemar for two systems.
+
+Where many cells are tested at once, their p-values are corrected together (Holm).
+"""
 
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -85,6 +88,19 @@ def compute_mcnemar_p(only_first: int, only_second: int) -> float:
     from scipy.stats import binom
 
     return min(1.0, 2.0 * float(binom.cdf(min(only_first, only_second), discordant, 0.5)))
+
+
+def adjust_holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """p-values corrected for being tested together: calling those below 0.05 makes any false call at most 5 % likely.
+
+    In rising order the k-th of m (from 0) is multiplied by m - k, never falls below the one before it, and stays at
+    most 1. Holm, S. (1979): A simple sequentially rejective multiple test procedure. Scand. J. Statist. 6, 65-70.
+    """
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    return adjusted
 
 
 def compare_pair(solved: np.ndarray, reference_solved: np.ndarray, seed: int = 0) -> dict[str, Any]:

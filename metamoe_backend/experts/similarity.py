@@ -84,9 +84,35 @@ def compute_raw_similarity(bank: Sequence[AdapterWeights]) -> Square:
 
 def compare_folders(folders: Mapping[str, Path]) -> Similarity:
     """How alike the adapters in these PEFT folders, {name: folder}, are. Raises `InputError` for a damaged one."""
+    return measure_folders(folders)[0]
+
+
+def compute_norms(bank: Sequence[AdapterWeights]) -> list[float]:
+    """Frobenius norm of each adapter's weight change, scale * B A, summed over its modules: from products of r x r."""
+    return [
+        weights.scale
+        * sum(
+            float(
+                (
+                    (weights.b[module].double().T @ weights.b[module].double())
+                    * (weights.a[module].double() @ weights.a[module].double().T)
+                )
+                .sum()
+                .clamp(min=0)
+                .sqrt()
+            )
+            for module in weights.a
+        )
+        for weights in bank
+    ]
+
+
+def measure_folders(folders: Mapping[str, Path]) -> tuple[Similarity, dict[str, float]]:
+    """`compare_folders` and `compute_norms` by name, each folder read once."""
     bank = [read_adapter(folder) for folder in folders.values()]
     found = compute_similarity(bank)
-    return Similarity(list(folders), found.overall, found.layers)
+    norms = dict(zip(folders, compute_norms(bank), strict=True))
+    return Similarity(list(folders), found.overall, found.layers), norms
 
 
 def compute_error_agreement(predictions: pd.DataFrame, systems: Sequence[str]) -> pd.DataFrame:

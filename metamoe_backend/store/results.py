@@ -259,3 +259,27 @@ def fetch_routes(store: Store, system: str | None = None, question_id: str | Non
         """,
         {"system": system, "question": question_id},
     )
+
+
+def fetch_routing(store: Store, system: str | None = None, question_id: str | None = None) -> pd.DataFrame:
+    """What both routers of the mixtures gave each expert on each question, in the newest evaluation: system, question_id,
+    expert, probability (task level), weight (gate weight, mean over layers and sites); NULL where there was no such router.
+    """
+    return store.frame(
+        """
+        WITH given AS (
+            SELECT system, question_id, expert, probability FROM route
+            WHERE ($system IS NULL OR system = $system) AND ($question IS NULL OR question_id = $question)
+            QUALIFY run_id = max(run_id) OVER (PARTITION BY system, question_id)),
+        newest AS (
+            SELECT system, question_id, max(run_id) AS run_id FROM activation
+            WHERE ($system IS NULL OR system = $system) AND ($question IS NULL OR question_id = $question)
+            GROUP BY system, question_id),
+        used AS (
+            SELECT system, question_id, expert, avg(weight) AS weight
+            FROM activation JOIN newest USING (system, question_id, run_id) GROUP BY system, question_id, expert)
+        SELECT system, question_id, expert, probability, weight
+        FROM given FULL JOIN used USING (system, question_id, expert) ORDER BY system, question_id, expert
+        """,
+        {"system": system, "question": question_id},
+    )
