@@ -4,7 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from metamoe_backend.store.connection import Store
-from metamoe_backend.store.experts import fetch_adapters
+from metamoe_backend.store.experts import fetch_bank
 from pages.shared.experts_bank import render_bank, render_import
 from pages.shared.experts_board import load_labellings, load_plans, render_board
 from pages.shared.experts_data import render_data
@@ -20,7 +20,7 @@ from pages.shared.state import get_store, open_page, per_version
 
 @per_version
 def load_adapters(store: Store) -> pd.DataFrame:
-    return fetch_adapters(store)
+    return fetch_bank(store)
 
 
 def describe_answer(adapters: pd.DataFrame, plans: pd.DataFrame, changes: pd.DataFrame) -> str:

@@ -51,11 +51,12 @@ def base(tmp_path_factory) -> str:
 
 @pytest.fixture
 def store(workspace: Workspace, base: str):
-    """Five experts, a baseline and an expert of another base; a task of options and one of numbers."""
+    """Five experts, the mixed baseline, an OSF baseline and an expert of another base; a task of options and one of numbers."""
     with Store.open(workspace, "a test") as opened:
         insert_tasks(opened)
         rows = [bank_row(workspace, base, name, seed) for seed, name in enumerate(NAMES)]
         rows += [bank_row(workspace, base, "all", 9, kind="mixed"), bank_row(workspace, base, "other", 8, on="another")]
+        rows += [bank_row(workspace, base, "guarded", 7, kind="baseline")]
         adapters, systems = zip(*rows, strict=True)
         insert_rows(opened, "train", adapter=pd.DataFrame(adapters), system=pd.DataFrame(systems))
         yield opened
@@ -114,7 +115,7 @@ def select(store: Store, base: str, run_id: str = "run-1", act=lambda done: None
 def test_every_candidate_is_scored_on_every_shot_and_the_choice_follows_from_the_rows(store: Store, base: str) -> None:
     context = select(store, base)
     shots, ranking = context.rows("candidate_shot"), context.rows("candidate")
-    assert sorted(ranking["adapter"]) == NAMES  # neither the baseline nor the expert of another base
+    assert sorted(ranking["adapter"]) == NAMES  # neither a baseline nor the expert of another base
     assert len(shots) == 5 * 2 * 4 and not shots.duplicated(["adapter", "draw", "shot"]).any()
     # A question in both draws is read once and has one value.
     assert shots.groupby(["adapter", "question_id"])["nll"].nunique().eq(1).all()

@@ -46,8 +46,11 @@ def test_an_expert_counts_as_trained_only_for_the_same_plan_and_skills() -> None
         {"skill": ["a", "b", "c", "d"], "expert": ["x", "x", "y", "base"], "train": [3, 4, 5, 6], "questions": 9}
     )
     adapters = pd.DataFrame(
-        {"adapter": ["x", "y", "z"], "plan": ["p", "p", "other"], "skills": [["b", "a"], ["c", "d"], ["c"]]}
-    )
+        {
+            "adapter": ["x", "y", "z", "osf"], "plan": ["p", "p", "other", "p"], "skills": [["b", "a"], ["c", "d"], ["c"], ["c"]],
+            "kind": ["expert", "expert", "expert", "baseline"],
+        }
+    )  # fmt: skip
     found = describe_experts(entries, adapters, "p").set_index("expert")
     assert found["train"].to_dict() == {"x": 7, "y": 5}
     assert found["trained"].to_dict() == {"x": True, "y": False} and found.loc["x", "adapters"] == ["x"]
@@ -56,7 +59,7 @@ def test_an_expert_counts_as_trained_only_for_the_same_plan_and_skills() -> None
 def test_the_bank_says_unknown_where_nobody_said() -> None:
     adapters = pd.DataFrame(
         {
-            "adapter": ["x", "y"], "source": ["trained", "imported"], "plan": ["p", None], "skills": [["a"], []],
+            "adapter": ["x", "y"], "kind": ["expert", "baseline"], "source": ["trained", "imported"], "plan": ["p", None], "skills": [["a"], []],
             "trained_on": [["t"], []], "rank": 8, "alpha": 16.0, "targets": [["up_proj"]] * 2, "parameters": 1_500_000,
             "base": ["smollm2-135m", "/home/someone/models/own"], "created_at": pd.Timestamp("2026-11-21"),
             "sha256": ["a" * 64, "b" * 64],
@@ -64,7 +67,7 @@ def test_the_bank_says_unknown_where_nobody_said() -> None:
     )  # fmt: skip
     changes = pd.DataFrame([{"name": "x", "run_id": "r", "gained": 1200, "lost": 3}])
     shown = describe_bank(adapters, changes)
-    assert shown["trained_on"].tolist() == [["t"], ["unknown"]]
+    assert shown["trained_on"].tolist() == [["t"], ["unknown"]] and shown["kind"].tolist() == ["expert", "baseline"]
     assert shown["plan"].tolist() == ["p", "–"] and shown["since"].tolist() == ["+1,200 −3", "–"]
     assert shown["sha256"].tolist() == ["a" * 12, "b" * 12]
     assert shown["base"].tolist() == ["smollm2-135m", "own"] and shown["parameters"].tolist() == [1.5, 1.5]

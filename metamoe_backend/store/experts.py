@@ -101,6 +101,14 @@ def fetch_adapters(store: Store, names: Sequence[str] | None = None) -> pd.DataF
     return adapters.set_index("adapter", drop=False).loc[list(names)].reset_index(drop=True)
 
 
+def fetch_bank(store: Store) -> pd.DataFrame:
+    """Adapters of the bank as `fetch_adapters` gives them, each with the `kind` of system it is (see rows.System)."""
+    return store.frame("""
+        SELECT adapter.*, system.kind FROM adapter JOIN system ON system.system = adapter.adapter
+        ORDER BY adapter.created_at DESC, adapter
+    """)
+
+
 def fetch_systems(store: Store, names: Sequence[str] | None = None) -> pd.DataFrame:
     """Systems (rows.System columns), oldest first; raises `NotFoundError` for an unknown name.
 

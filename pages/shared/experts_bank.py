@@ -25,12 +25,17 @@ def source_name(source: str) -> str:
     return {"trained": _("trained here"), "imported": _("imported")}.get(source, source)
 
 
+def kind_name(kind: str) -> str:
+    return {"expert": _("expert"), "mixed": _("mixed baseline"), "baseline": _("baseline")}.get(kind, kind)
+
+
 def describe_bank(adapters: pd.DataFrame, changes: pd.DataFrame) -> pd.DataFrame:
     """The table's columns as people read them; `trained_on` is "unknown" where nobody said. See `load_label_changes`."""
     since = describe_changes(changes, "name")
     return pd.DataFrame(
         {
             "adapter": adapters["adapter"],
+            "kind": [kind_name(kind) for kind in adapters["kind"]],
             "source": [source_name(source) for source in adapters["source"]],
             "since": [since.get(name, "–") for name in adapters["adapter"]],
             "plan": adapters["plan"].fillna("–"),
@@ -47,6 +52,13 @@ def describe_bank(adapters: pd.DataFrame, changes: pd.DataFrame) -> pd.DataFrame
     )
 
 
+def _kind_help() -> str:
+    return _(
+        "Only experts are offered to selections and mixtures. A baseline is a step of a sequence, or a full training "
+        "guarded against forgetting."
+    )
+
+
 def render_bank(adapters: pd.DataFrame, changes: pd.DataFrame) -> None:
     """The table; the picked adapter beside it."""
     canvas, inspector = canvas_and_inspector()
@@ -60,6 +72,7 @@ def render_bank(adapters: pd.DataFrame, changes: pd.DataFrame) -> None:
                 "base": _("Base model"), "sha256": "SHA-256",
             },
             formats={
+                "kind": st.column_config.TextColumn(_("Kind"), help=_kind_help(), width="small"),
                 "since": st.column_config.TextColumn(_("Labels since"), help=since_help(), width="small"),
                 "parameters": st.column_config.NumberColumn(_("Parameters, millions"), format="%.2f"),
                 "created_at": st.column_config.DatetimeColumn(_("When (UTC)"), format="YYYY-MM-DD HH:mm"),
@@ -87,6 +100,7 @@ def _render_adapter(adapter: pd.Series, change: str | None) -> None:
     if change:
         st.warning(plain(change), icon=":material/update:")
     facts = {
+        _("Kind"): kind_name(adapter["kind"]),
         _("Source"): source_name(adapter["source"]),
         _("Skills"): ", ".join(adapter["skills"]) or "–",
         _("Trained on"): ", ".join(adapter["trained_on"]) or _("unknown"),

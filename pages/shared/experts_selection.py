@@ -100,11 +100,12 @@ def _render_form(adapters: pd.DataFrame, opened: bool) -> None:
         if not tasks or len(adapters) < 2:
             st.caption(_("A task with training questions and at least two adapters in the bank are needed."))
             return
+        experts = adapters.loc[adapters["kind"] == "expert", "adapter"].tolist()
         bases = list(dict.fromkeys(adapters["base"]))
         options = FormOptions(
             "experts_select",
             {"task": tasks[0], "base": bases[0], "experts": min(4, max(1, len(adapters) - 1))},
-            {"task": tasks, "base": bases, "candidates": adapters["adapter"].tolist()},
+            {"task": tasks, "base": bases, "candidates": experts},
         )
         values = render_fields(SelectConfig, _SHORT, options)
         others = [name for name in SelectConfig.model_fields if name not in values]

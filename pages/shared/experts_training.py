@@ -15,7 +15,7 @@ from pages.shared.tables import show_table
 
 def describe_experts(entries: pd.DataFrame, adapters: pd.DataFrame, plan: str) -> pd.DataFrame:
     """Experts of a plan: expert, skills, train (questions), adapters (of the bank, trained for it), trained."""
-    made = adapters[adapters["plan"] == plan]
+    made = adapters[(adapters["plan"] == plan) & (adapters["kind"] != "baseline")]
     rows = []
     for expert, part in entries[entries["expert"] != BASE_EXPERT].groupby("expert"):
         skills = sorted(part["skill"])
