@@ -6,7 +6,6 @@ Processes alternate; wall time. `A_vs_B` is how many times as long A takes.
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness_parity import TASK, TEXTS, read_items, split_query
+from harness_parity import TASK, TEXTS, call_harness, read_items, split_query
 from routing import MLP, draw_adapter
 from timing import make_parser, report
 
@@ -55,14 +54,8 @@ def run_harness(python: str, folder: Path, names: list[str], shots: int, adapter
     """Seconds of one command of the harness."""
     model = f"pretrained={folder / 'model'},dtype=float32"
     model += f",peft={folder / 'adapters' / adapter}" if adapter else ""
-    command = [
-        python, "-m", "lm_eval", "run", "--model", "hf", "--model_args", model, "--tasks",
-        *[f"parity_{name}" for name in names], "--include_path", str(folder), "--device", "cpu", "--batch_size", "8",
-        "--num_fewshot", str(shots),
-    ]  # fmt: skip
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "home")}
     started = time.perf_counter()
-    subprocess.run(command, check=True, env={**os.environ, **offline}, capture_output=True, text=True)
+    call_harness(python, folder, names, model, "--num_fewshot", str(shots))
     return time.perf_counter() - started
 
 

@@ -78,18 +78,25 @@ def split_query(query: str) -> dict[str, str]:
     return {"passage": passage, "question": question.removesuffix("?")}
 
 
-def run_harness(python: str, folder: Path, model: Path, names: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """The harness's samples per set, in the order of the items."""
+def call_harness(python: str, folder: Path, names: list[str], model: str, *more: str) -> None:
+    """One command of the harness without a network; its last words are shown when it fails."""
     command = [
-        python, "-m", "lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={model},dtype=float32",
-        "--tasks", *[f"parity_{name}" for name in names], "--include_path", str(folder), "--device", "cpu",
-        "--batch_size", "8", "--output_path", str(folder / "out"), "--log_samples",
+        python, "-m", "lm_eval", "run", "--model", "hf", "--model_args", model, "--include_path", str(folder),
+        "--tasks", *[f"parity_{name}" for name in names], "--device", "cpu", "--batch_size", "8", *more,
     ]  # fmt: skip
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "home")}
-    subprocess.run(command, check=True, env={**os.environ, **offline}, capture_output=True, text=True)
+    ended = subprocess.run(command, env={**os.environ, **offline}, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise SystemExit(f"The harness failed: {ended.stderr[-1500:]}")
+
+
+def run_harness(python: str, folder: Path, model: Path, names: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """The harness's samples per set, in the order of the items."""
+    out = folder / "out"
+    call_harness(python, folder, names, f"pretrained={model},dtype=float32", "--output_path", str(out), "--log_samples")
     found = {}
     for name in names:
-        (path,) = (folder / "out").rglob(f"samples_parity_{name}_*.jsonl")
+        (path,) = out.rglob(f"samples_parity_{name}_*.jsonl")
         samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         found[name] = sorted(samples, key=lambda sample: sample["doc_id"])
     return found
