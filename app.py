@@ -34,6 +34,7 @@ def describe_pages() -> dict[str, list[tuple[str, str, str, str]]]:
             ("p08_router", _("Router"), "alt_route", _("Which expert is used where?")),
             ("p09_outcomes", _("Outcomes"), "fact_check", _("Does the mixture know more than its best expert?")),
             ("p10_forgetting", _("Forgetting"), "trending_down", _("What was lost for what was gained?")),
+            ("p13_study", _("Study"), "science", _("Is the mixture worth it?")),
             ("p11_explore", _("Explore"), "database", _("Anything else?")),
             ("p12_review", _("Review"), "rate_review", _("What should the advisor decide?")),
         ],

@@ -17,7 +17,7 @@ from tests.browser.driving import ARGUMENTS, CHROMIUM, open_page, open_tab, runn
 
 WORDS = (
     "overview", "tasks", "meta-questions", "map", "skills", "experts", "jobs", "router", "outcomes", "forgetting",
-    "explore", "review",
+    "study", "explore", "review",
 )  # fmt: skip
 
 

@@ -129,7 +129,7 @@ def _add_of(parser: argparse.ArgumentParser, encoder: bool = True, both: bool = 
 def _add_data_verbs(add: Add) -> None:
     ingest = add("ingest", "Read questions from a file, a hub data set or a generator.")
     ingest.add_argument(
-        "source", help="a .jsonl .json .csv .tsv .parquet file, hub:REPO[:CONFIG] or reasoning_gym:NAME"
+        "source", help="a .jsonl .json .csv .tsv .parquet file, hub:REPO[:CONFIG], humaneval: or reasoning_gym:NAME"
     )
     ingest.add_argument("--task", help="name of the task (default: from the source)")
     ingest.add_argument("--split", choices=["train", "validation", "test"], default="test")

@@ -51,7 +51,7 @@ class StageConfig(BaseModel):
 class IngestConfig(StageConfig):
     """Read questions from a file, a hub data set or a reasoning-gym generator."""
 
-    source: str = Field(description="A file, hub:REPO[:CONFIG], or reasoning_gym:NAME")
+    source: str = Field(description="A file, hub:REPO[:CONFIG], humaneval: or reasoning_gym:NAME")
     task: TaskName | None = Field(None, description="Name of the task; by default taken from the source")
     split: Literal["train", "validation", "test"] = Field("test", description="Which split the questions belong to")
     limit: int | None = Field(None, ge=1, le=10_000_000, description="At most so many questions")
@@ -209,6 +209,9 @@ class TrainConfig(SourceSettings):
     name: Name = Field(description="Expert of the plan; for mixed or without a plan, the name of the new system")
     base: str = Field(DEFAULT_BASE, description="Base model: smollm2-135m, a local folder or a hub id")
     device: Device = Field("auto", description="auto, cpu or cuda:N")
+    processes: int = Field(
+        1, ge=1, le=64, description="So many GPUs train together, each on a share of every batch (a CPU: processes)"
+    )
     limit: int | None = Field(None, ge=1, description="At most so many questions (per expert; for mixed: in all)")
     part_from: float = Field(0.0, ge=0, lt=1, description="Beginning of the part of each task's questions to train on")
     part_to: float = Field(
@@ -275,6 +278,9 @@ class MoeConfig(SourceSettings):
     experts: list[Name] = Field(min_length=1, max_length=512, description="Experts, in gate order")
     base: str = Field(DEFAULT_BASE, description="Base model: smollm2-135m, a local folder or a hub id")
     device: Device = Field("auto", description="auto, cpu or cuda:N")
+    processes: int = Field(
+        1, ge=1, le=64, description="So many GPUs train together, each on a share of every batch (a CPU: processes)"
+    )
     mode: RoutingMode = Field(
         "two-level",
         description="token: per token; task: per question; two-level: both; uniform: equal weights; loramoe: per "
@@ -335,6 +341,8 @@ class MoeConfig(SourceSettings):
             raise ValueError("from_scratch: fresh experts know nothing yet; let train be router+experts")
         if self.mode == "arrow" and self.train == "router+experts":
             raise ValueError("mode arrow routes by what the experts are, so they cannot change; let train be none")
+        if self.balance > 0 and self.processes > 1:
+            raise ValueError("balance is of whole batches, of which no process sees more than a share; let processes be 1")
         if self.mode == "phatgoose" and self.train != "router":
             raise ValueError("mode phatgoose teaches each finished expert a gate; let train be router")
         return self
@@ -361,6 +369,9 @@ class EvaluateConfig(StageConfig):
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of the base model")
     batch_tokens: int = Field(4096, ge=64, description="Padded tokens per forward pass")
     max_new_tokens: int = Field(24, ge=1, le=4096, description="Longest generated answer, in tokens")
+    max_program_tokens: int = Field(
+        512, ge=16, le=4096, description="Longest generated program, in tokens, where a task is scored by running code"
+    )
     activations: bool = Field(True, description="Record what the routers of mixtures did")
     token_sample: int = Field(8, ge=0, le=10_000, description="Questions per task whose gates are kept token by token")
     seed: int = Field(0, ge=0, description="Seed of the few-shot examples and of the token sample")
@@ -375,6 +386,9 @@ class ForceConfig(StageConfig):
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of the base model")
     batch_tokens: int = Field(4096, ge=64, description="Padded tokens per forward pass")
     max_new_tokens: int = Field(24, ge=1, le=4096, description="Longest generated answer, in tokens")
+    max_program_tokens: int = Field(
+        512, ge=16, le=4096, description="Longest generated program, in tokens, where a task is scored by running code"
+    )
 
 
 class ImportAdapterConfig(StageConfig):
@@ -403,6 +417,9 @@ class SelectConfig(StageConfig):
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of the base model")
     batch_tokens: int = Field(4096, ge=64, description="Padded tokens per forward pass")
     max_new_tokens: int = Field(24, ge=1, le=4096, description="Longest generated answer, in tokens")
+    max_program_tokens: int = Field(
+        512, ge=16, le=4096, description="Longest generated program, in tokens, where a task is scored by running code"
+    )
     seed: int = Field(0, ge=0, description="Seed of the first draw; draw number d uses seed + d")
 
     @model_validator(mode="after")

@@ -23,6 +23,7 @@ ANSWERS = {
     "router": "of the gate weight",
     "outcomes": "Mixture two-level solves",
     "forgetting": "Expert word-order-alone gained",
+    "study": "No study has been made",
     "explore": "One SELECT at a time",
     "review": "await a verdict",
 }

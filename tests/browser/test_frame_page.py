@@ -84,7 +84,7 @@ def test_every_page_opens_in_both_languages_without_loading_torch(browser: Brows
         with open_tab(browser, fresh_dashboard, locale=locale) as tab:
             open_page(tab, "explore")
             links = tab.get_by_test_id("stSidebarNav").get_by_role("link")
-            assert links.count() == 12
+            assert links.count() == 13
             for link in links.all():
                 link.click()
                 wait_idle(tab)
