@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 import pandas as pd
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -12,8 +13,9 @@ from PIL import Image
 from metamoe_backend.experts.similarity import grow_tree
 from metamoe_backend.figures.experts import make_choice_figure, make_likeness_figure
 from metamoe_backend.figures.maps import colour_by_group, colour_by_value, make_map_figure, mark_point
+from metamoe_backend.figures.outcomes import make_intersections_figure, make_outcomes_figure, make_solvers_figure
 from metamoe_backend.figures.raster import draw_points
-from metamoe_backend.figures.results import make_difference_figure, make_outcomes_figure
+from metamoe_backend.figures.results import make_difference_figure, make_sequence_figure
 from metamoe_backend.figures.routing import (
     make_coactivation_figure,
     make_confusion_figure,
@@ -120,12 +122,15 @@ def test_differences_share_one_scale_centred_at_zero():
     differences = pd.DataFrame(
         {
             "system": ["a", "b"], "task": ["t", "t"], "difference": [0.5, -0.1], "low": [0.3, -0.3],
-            "high": [0.6, 0.1], "n": [50, 50], "shown": [True, False],
+            "high": [0.6, 0.1], "n": [50, 50], "shown": [True, False], "p": [0.03, 0.5], "p_holm": [0.06, 0.5],
+            "significant": [False, False],
         }
     )  # fmt: skip
     heatmap = make_difference_figure(differences, ["a", "b", "never run"], ["t"]).data[0]
     assert heatmap.zmin == -heatmap.zmax == -50.0
     assert [row[0] for row in heatmap.text] == ["+50 •", "-10", ""]
+    surer = differences.assign(significant=[True, False])
+    assert make_difference_figure(surer, ["a", "b"], ["t"]).data[0].text[0][0] == "+50 *"
 
 
 def test_outcome_bars_add_up_to_the_whole():
@@ -134,6 +139,40 @@ def test_outcome_bars_add_up_to_the_whole():
         columns=["task", "outcome", "questions", "n", "share"],
     )
     assert np.isclose(sum(trace.x[0] for trace in make_outcomes_figure(counts).data), 1.0)
+
+
+def test_each_set_of_solvers_is_a_bar_with_its_dots():
+    counts = pd.DataFrame(
+        {"solvers": [["a", "c"], [], ["b"]], "questions": [6, 3, 1], "n": 10, "share": [0.6, 0.3, 0.1]}
+    )
+    figure = make_intersections_figure(counts, ["a", "b", "c"])
+    bars, joined, dots = figure.data
+    assert list(bars.y) == [6, 3, 1] and [custom[1] for custom in bars.customdata] == ["a, c", "nobody", "b"]
+    assert list(joined.x) == [0, 0, None, 2, 2, None] and list(joined.y) == [0, 2, None, 1, 1, None]
+    marked = [(x, y) for x, y, opacity in zip(dots.x, dots.y, dots.marker.opacity, strict=True) if opacity == 1]
+    assert marked == [(0, 0), (0, 2), (2, 1)] and len(dots.x) == 9
+    assert list(figure.layout.yaxis2.ticktext) == ["a (6)", "b (1)", "c (6)"]
+
+
+def test_solver_bars_have_a_part_for_every_number_of_experts():
+    counts = pd.DataFrame(
+        {"skill": "s", "correct_experts": [0, 1, 2], "questions": [1, 0, 3], "n": 4, "share": [0.25, 0, 0.75]}
+    )
+    figure = make_solvers_figure(counts, "skill")
+    assert [trace.name for trace in figure.data] == ["0", "1", "2"]
+    assert figure.data[2].customdata[0] == ["s", 2, 3] and list(figure.data[1].text) == [""]
+
+
+def test_a_sequence_has_a_line_for_each_step_with_its_own_step_marked():
+    rows = [(f"s{i}" if i else "base", f"t{j}", 0.1 * i + 0.2 * j, 0.0, 1.0, 10) for i in range(4) for j in range(1, 4)]
+    accuracies = pd.DataFrame(rows, columns=["system", "task", "accuracy", "low", "high", "n"])
+    figure = make_sequence_figure(accuracies, ["s1", "s2", "s3"], ["t1", "t2", "t3"], before="base")
+    assert [trace.name for trace in figure.data] == ["1. t1", "2. t2", "3. t3"]
+    assert list(figure.data[1].y) == [pytest.approx(value) for value in (40, 50, 60, 70)]
+    assert [list(trace.marker.size).index(13) for trace in figure.data] == [1, 2, 3]
+    assert list(figure.layout.xaxis.ticktext) == ["0 (base)", "1", "2", "3"]
+    later = make_sequence_figure(accuracies, ["s1", "s2", "s3"], ["t1", "t2", "t3"])
+    assert [round(x) for x in later.data[1].x] == [1, 2, 3] and list(later.data[1].marker.size).index(13) == 1
 
 
 def test_tokens_stand_in_order_even_when_one_repeats():

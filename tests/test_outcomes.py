@@ -208,6 +208,8 @@ def test_regret_says_who_was_right_and_what_the_routers_gave_them():
     assert table["questions"].to_dict() == {"arith": 1, "letters": 1, "logic": 1}
     assert table["alone"].to_dict() == {"arith": 1, "letters": 0, "logic": 0}
     assert table.loc["logic", ["probability", "weight"]].tolist() == [0.2, 0.5]
+    without = find_regret(predictions, EXPERTS, "moe", ROUTING[ROUTING["expert"] != "arith"])
+    assert without["fault"].tolist() == ["mixing", "absent"], "a mixture without arith cannot give it anything"
     unknown = find_regret(predictions, EXPERTS, "moe", ROUTING.head(0))
     assert unknown["fault"].tolist() == ["unknown", "unknown"] and unknown["weight"].isna().all()
 

@@ -6,7 +6,7 @@ predictions have that column) skill; questions without a skill are counted as `N
 and questions are named changes no number.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
@@ -211,8 +211,9 @@ def find_regret(predictions: pd.DataFrame, experts: Sequence[str], mixture: str,
     routing: question_id, expert, probability (task level), weight (mean gate weight), NaN where that router is not
     there. Columns: task, question_id, right (list of experts that solve it), probability, weight (of the right
     experts together; NaN as above), by_question, by_token (the expert, or base, each router gave most; None without
-    it), fault: routing (the routers that are there all favour somebody who is wrong), mixing (one of them favours a
-    right expert, and still the answer is wrong), or unknown (no routing was recorded).
+    it), fault: absent (no right expert belongs to the mixture), routing (the routers that are there all favour somebody
+    who is wrong), mixing (one of them favours a right expert, and still the answer is wrong), or unknown (no routing of
+    the question was recorded).
     """
     names = sorted(set(experts))
     solved = compute_answer_table(predictions, list(dict.fromkeys([*names, mixture])))
@@ -227,14 +228,20 @@ def find_regret(predictions: pd.DataFrame, experts: Sequence[str], mixture: str,
         most = known.drop_duplicates("question_id").set_index("question_id")["expert"]
         chosen = frame["question_id"].map(most).astype(object)
         frame[favoured] = chosen.where(chosen.notna(), None)
-    frame["fault"] = [_say_fault(row.right, [row.by_question, row.by_token]) for row in frame.itertuples(index=False)]
+    inside = set(routing["expert"])
+    frame["fault"] = [
+        _say_fault(inside & set(row.right), [row.by_question, row.by_token]) for row in frame.itertuples(index=False)
+    ]
     return frame
 
 
-def _say_fault(right: Sequence[str], favoured: Sequence[str | None]) -> str:
+def _say_fault(right: Collection[str], favoured: Sequence[str | None]) -> str:
+    """right: the right experts that belong to the mixture. favoured: by each router; None where nothing is known."""
     there = [name for name in favoured if name is not None]
     if not there:
         return "unknown"
+    if not right:
+        return "absent"
     return "mixing" if set(there) & set(right) else "routing"
 
 

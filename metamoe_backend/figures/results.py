@@ -1,4 +1,4 @@
-"""Outcomes, forgetting, training curves."""
+"""Forgetting and training curves."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from metamoe_backend.evaluate.outcomes import BEST_SINGLE, MAJORITY
 from metamoe_backend.figures.style import (
     DIVERGING,
-    GREY,
-    KIND_COLOURS,
-    OUTCOME_COLOURS,
     SEQUENTIAL,
     finish,
     make_cells_clickable,
@@ -19,71 +15,10 @@ from metamoe_backend.figures.style import (
 )
 from metamoe_backend.i18n import _
 
-RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#9aa0a6")
+"""Told apart by every kind of colour vision (Okabe and Ito), as the skills' palette."""
+RUN_COLOURS = LINE_COLOURS[:4]
 """Runs that are compared, in the order they were chosen."""
-
-
-def make_outcomes_figure(counts: pd.DataFrame, height: int = 380) -> go.Figure:
-    """Stacked bar per task. counts: `count_outcomes` columns. customdata: task, outcome, questions."""
-    tasks = list(dict.fromkeys(counts["task"]))
-    names = {"all-correct": _("all correct"), "mixed": _("mixed"), "all-incorrect": _("all incorrect")}
-    figure = go.Figure()
-    for outcome, colour in OUTCOME_COLOURS.items():
-        part = counts[counts["outcome"] == outcome].set_index("task").reindex(tasks)
-        figure.add_trace(
-            go.Bar(
-                y=[plain(task, 32) for task in tasks],
-                x=part["share"],
-                orientation="h",
-                name=names[outcome],
-                marker_color=colour,
-                customdata=[
-                    [task, outcome, int(n)] for task, n in zip(tasks, part["questions"].fillna(0), strict=True)
-                ],
-                text=[int(q) if q else "" for q in part["questions"].fillna(0)],
-                hovertemplate="%{y}: " + names[outcome] + " %{customdata[2]} (%{x:.0%})<extra></extra>",
-            )
-        )
-    figure.update_layout(barmode="stack")
-    finish(figure, height)
-    figure.update_xaxes(title=_("share of questions (numbers: questions)"), tickformat=".0%", range=[0, 1])
-    figure.update_yaxes(autorange="reversed")
-    return figure
-
-
-def make_error_figure(errors: pd.DataFrame, kinds: dict[str, str], height: int = 380) -> go.Figure:
-    """Error rate of each system on one part, with Wilson intervals; the oracle as a line.
-
-    errors: system, role, error_rate, low, high, n (one task of `compute_error_rates`). kinds: system to its kind.
-    """
-    shown = errors[errors["system"] != "oracle"].sort_values("error_rate")
-    names = {BEST_SINGLE: _("best single expert"), MAJORITY: _("majority vote")}
-    figure = go.Figure(
-        go.Scatter(
-            x=shown["error_rate"],
-            y=[plain(names.get(system, system), 28) for system in shown["system"]],
-            mode="markers",
-            marker={
-                "size": 11,
-                "color": [KIND_COLOURS.get(kinds.get(name, ""), "#56b4e9") for name in shown["system"]],
-            },
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": (shown["high"] - shown["error_rate"]).to_numpy(),
-                "arrayminus": (shown["error_rate"] - shown["low"]).to_numpy(),
-                "color": GREY,
-            },
-            customdata=shown[["n"]].to_numpy(),
-            hovertemplate=_("%{y}: %{x:.0%} wrong, n=%{customdata[0]}") + "<extra></extra>",
-        )
-    )
-    oracle = errors[errors["system"] == "oracle"]
-    if len(oracle):
-        figure.add_vline(x=float(oracle["error_rate"].iloc[0]), line={"dash": "dot"}, annotation_text=_("oracle"))
-    finish(figure, height, legend=False)
-    figure.update_xaxes(title=_("error rate, 95 % interval"), tickformat=".0%", range=[-0.02, 1.02])
-    return figure
 
 
 def make_difference_figure(
@@ -93,10 +28,11 @@ def make_difference_figure(
     limit: float | None = None,
     height: int = 420,
 ) -> go.Figure:
-    """Systems x tasks: accuracy minus the reference's, in points; diverging, centred at 0. A dot marks "shown".
+    """Systems x tasks: accuracy minus the reference's, in points; diverging, centred at 0.
 
-    differences: system, task, difference, low, high, n, shown (`compute_differences_to_base`). limit: the colour
-    scale's end, the same in figures that are compared. customdata: system, task.
+    A star marks what is significant after correction over the matrix, a dot what only its own interval shows.
+    differences: `compute_differences_to_base`. limit: the colour scale's end, the same in figures that are compared.
+    customdata: system, task.
     """
     table = differences.set_index(["system", "task"])
     found = table["difference"].unstack("task").reindex(index=systems, columns=tasks)
@@ -107,11 +43,13 @@ def make_difference_figure(
         for task in tasks:
             if (system, task) in table.index:
                 row = table.loc[(system, task)]
-                texts.append(f"{100 * row['difference']:+.0f}" + (" •" if row["shown"] else ""))
-                cells.append([system, task, f"{100 * row['low']:+.0f} to {100 * row['high']:+.0f}", int(row["n"])])
+                mark = " *" if row["significant"] else " •" if row["shown"] else ""
+                texts.append(f"{100 * row['difference']:+.0f}{mark}")
+                interval = f"{100 * row['low']:+.0f} to {100 * row['high']:+.0f}"
+                cells.append([system, task, interval, int(row["n"]), f"{row['p']:.2g}", f"{row['p_holm']:.2g}"])
             else:
                 texts.append("")
-                cells.append([system, task, _("not evaluated"), 0])
+                cells.append([system, task, _("not evaluated"), 0, "–", "–"])
         text.append(texts)
         custom.append(cells)
     figure = go.Figure(
@@ -128,6 +66,8 @@ def make_difference_figure(
             customdata=custom,
             colorbar={"title": _("points"), "thickness": 10},
             hovertemplate=_("%{y} on %{x}: %{z:+.1f} points (%{customdata[2]}), n=%{customdata[3]}")
+            + "<br>"
+            + _("McNemar p = %{customdata[4]}, after Holm's correction %{customdata[5]}")
             + "<extra></extra>",
             xgap=2,
             ygap=2,
@@ -177,6 +117,51 @@ def make_accuracy_figure(
     figure.update_xaxes(tickangle=-35)
     figure.update_yaxes(autorange="reversed")
     return make_cells_clickable(figure)
+
+
+def make_sequence_figure(
+    accuracies: pd.DataFrame, steps: Sequence[str], labels: Sequence[str], before: str | None = None, height: int = 300
+) -> go.Figure:
+    """Accuracy over the steps of a training sequence, a line for what each step taught; its own step is a large dot.
+
+    accuracies: `compute_sequence_accuracies` columns. labels: what each step taught. before: the system before the
+    first step (drawn at 0). Bars are 95 % intervals.
+    """
+    cells = accuracies.set_index(["system", "task"])
+    systems = ([before] if before else []) + list(steps)
+    first = 0 if before else 1
+    figure = go.Figure()
+    for number, label in enumerate(labels, start=1):
+        line = cells.loc[[(system, label) for system in systems]]
+        places = list(range(first, first + len(systems)))
+        colour = LINE_COLOURS[(number - 1) % len(LINE_COLOURS)]
+        shift = (number - (len(labels) + 1) / 2) * 0.04  # so that intervals stand beside each other
+        figure.add_trace(
+            go.Scatter(
+                x=[place + shift for place in places],
+                y=100 * line["accuracy"],
+                mode="lines+markers",
+                name=plain(f"{number}. {label}", 32),
+                line={"color": colour},
+                marker={"size": [13 if place == number else 6 for place in places]},
+                error_y={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": (100 * (line["high"] - line["accuracy"])).to_numpy(),
+                    "arrayminus": (100 * (line["accuracy"] - line["low"])).to_numpy(),
+                    "thickness": 1,
+                    "width": 2,
+                },
+                customdata=[[plain(system, 32), int(n)] for system, n in zip(systems, line["n"], strict=True)],
+                hovertemplate="%{fullData.name}, %{customdata[0]}: %{y:.1f} %, n=%{customdata[1]}<extra></extra>",
+            )
+        )
+    finish(figure, height)
+    names = {0: _("0 (base)")} | {place: str(place) for place in range(1, len(steps) + 1)}
+    shown = range(first, len(steps) + 1)
+    figure.update_xaxes(title=_("step"), tickvals=list(shown), ticktext=[names[place] for place in shown])
+    figure.update_yaxes(title=_("accuracy, %"), range=[0, 103])
+    return figure
 
 
 def make_curves_figure(curves: pd.DataFrame, title: str, height: int = 280, log: bool = False) -> go.Figure:

@@ -1,32 +1,68 @@
 """The parts of the Outcomes page."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 import streamlit as st
 
+from metamoe_backend.evaluate.answers import ALL_TASKS, compute_answer_table
 from metamoe_backend.evaluate.outcomes import (
+    BEST_SINGLE,
+    MAJORITY,
+    NO_SKILL,
     compare_with_best_expert,
     compute_error_rates,
     compute_outcomes,
+    count_intersections,
     count_outcomes,
+    count_solvers,
+    find_best_single,
+    find_solved_by,
+    tabulate_part,
 )
-from metamoe_backend.figures.results import make_error_figure, make_outcomes_figure
-from metamoe_backend.store.connection import Store
-from metamoe_backend.store.questions import fetch_questions
-from metamoe_backend.store.results import fetch_answers, fetch_mixtures_with_activations, fetch_routes
+from metamoe_backend.figures.outcomes import (
+    make_error_figure,
+    make_intersections_figure,
+    make_outcomes_figure,
+    make_solvers_figure,
+)
 from pages.shared.charts import clicked_points, show_figure
 from pages.shared.i18n import _
-from pages.shared.layout import answer_line, plain, question_text
-from pages.shared.state import open_page, select
+from pages.shared.layout import answer_line, plain
+from pages.shared.outcome_questions import Chosen
+from pages.shared.state import segment_in_address, select_in_address
 from pages.shared.tables import difference_text, percent, show_table
 
-Part = tuple[str | None, str]
-"""Task (None: all) and outcome that the person is looking at."""
+MOST_SETS = 24
+"""Sets of solvers that are drawn; the smaller ones are counted."""
 
 _outcomes = st.cache_data(show_spinner=False, max_entries=32)(compute_outcomes)
 _errors = st.cache_data(show_spinner=False, max_entries=32)(compute_error_rates)
 _best = st.cache_data(show_spinner=False, max_entries=32)(compare_with_best_expert)
+_part = st.cache_data(show_spinner=False, max_entries=32)(tabulate_part)
+_solved = st.cache_data(show_spinner=False, max_entries=32)(compute_answer_table)
+
+
+@dataclass(frozen=True)
+class View:
+    """What the page is about: the experts compared, the mixture held against them, and what is counted apart."""
+
+    predictions: pd.DataFrame
+    systems: pd.DataFrame
+    experts: list[str]
+    mixture: str | None
+    group: str
+    """task or skill."""
+
+    @property
+    def evaluated(self) -> list[str]:
+        there = set(self.predictions["system"])
+        return [name for name in self.systems["system"] if name in there]
+
+
+Part = tuple[str | None, str]
+"""Task or skill (None: all tasks) and outcome that the person is looking at."""
 
 
 def outcome_name(outcome: str) -> str:
@@ -35,40 +71,53 @@ def outcome_name(outcome: str) -> str:
     )
 
 
-def choose_experts(predictions: pd.DataFrame, systems: pd.DataFrame) -> list[str]:
-    """The experts whose answers define the outcomes; all evaluated ones unless the person says otherwise."""
+def group_name(name: str | None) -> str:
+    """A task or skill as it is called, and what stands for all or none of them."""
+    return {None: _("all tasks"), ALL_TASKS: _("all tasks"), NO_SKILL: _("no skill")}.get(name) or plain(str(name))
+
+
+def choose_view(predictions: pd.DataFrame, systems: pd.DataFrame) -> View:
+    """The experts whose answers define the outcomes (all evaluated ones unless the person says otherwise), and more."""
     evaluated = set(predictions["system"])
-    experts = [name for name in systems.loc[systems["kind"] == "expert", "system"] if name in evaluated]
-    return st.pills(
-        _("Over the experts"), experts, selection_mode="multi", default=experts, key="outcomes_experts",
-        bind="query-params",
-    )  # fmt: skip
+    of_kind = {
+        kind: [name for name in systems.loc[systems["kind"] == kind, "system"] if name in evaluated]
+        for kind in ("expert", "moe")
+    }
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        experts = st.pills(
+            _("Over the experts"), of_kind["expert"], selection_mode="multi", default=of_kind["expert"],
+            key="outcomes_experts", bind="query-params", width="content",
+        )  # fmt: skip
+        groups = {"task": _("Tasks"), "skill": _("Skills")}
+        group = segment_in_address(_("Counted apart"), groups, "outcomes_by")
+        mixture = of_kind["moe"][0] if of_kind["moe"] else None
+        if len(of_kind["moe"]) > 1:
+            names = {name: name for name in of_kind["moe"]}
+            mixture = select_in_address(_("Mixture"), list(names), "outcomes_mixture", lambda name: name)
+    return View(predictions, systems, list(experts), mixture, group)
 
 
-def render_answer(predictions: pd.DataFrame, systems: pd.DataFrame, experts: Sequence[str]) -> None:
+def render_answer(view: View) -> None:
     """The mixture against the best expert on the mixed part, over all tasks."""
-    evaluated = set(predictions["system"])
-    mixtures = [name for name in systems.loc[systems["kind"] == "moe", "system"] if name in evaluated]
-    counts = count_outcomes(_outcomes(predictions, list(experts)))
-    total = counts[counts["task"] == "all tasks"].set_index("outcome")["questions"]
+    counts = count_outcomes(_outcomes(view.predictions, view.experts))
+    total = counts[counts["task"] == ALL_TASKS].set_index("outcome")["questions"]
     mixed = int(total.get("mixed", 0))
-    if not mixtures:
+    if view.mixture is None:
         answer_line(
             _(
                 "{mixed} of {n} questions are mixed: some experts solve them, others do not. No mixture is evaluated yet."
             ).format(mixed=mixed, n=int(total.sum()))
         )
         return
-    mixture = mixtures[0]
-    table = _best(predictions, list(experts), mixture)
-    row = table[table["task"] == "all tasks"].iloc[0] if len(table) else None
+    table = _best(view.predictions, view.experts, view.mixture)
+    row = table[table["task"] == ALL_TASKS].iloc[0] if len(table) else None
     if row is None or not row["n"]:
         answer_line(_("The experts never disagree here: no question is mixed."))
         return
     sentence = _(
         "Mixture {moe} solves {share} of the {n} mixed questions, the best expert ({expert}) {expert_share}: {difference}"
     ).format(
-        moe=plain(mixture),
+        moe=plain(view.mixture),
         share=percent(row["accuracy"]),
         n=int(row["n"]),
         expert=plain(row["expert"]),
@@ -83,122 +132,187 @@ def render_answer(predictions: pd.DataFrame, systems: pd.DataFrame, experts: Seq
     )
 
 
-def render_outcome_bars(predictions: pd.DataFrame, experts: Sequence[str]) -> Part:
-    """A stacked bar a task; returns the part that was clicked (default: the mixed part of all tasks)."""
-    counts = count_outcomes(_outcomes(predictions, list(experts)))
-    figure = make_outcomes_figure(counts, height=max(260, 42 * counts["task"].nunique() + 90))
+# ---- the figures, each of which opens questions ----------------------------------------------------------------------
+
+
+def render_outcome_bars(view: View) -> tuple[Part, Chosen]:
+    """A stacked bar a task or skill; returns the part that was clicked (default: the mixed part of all tasks)."""
+    outcomes = _outcomes(view.predictions, view.experts)
+    counts = count_outcomes(outcomes, view.group)
+    figure = make_outcomes_figure(counts, view.group, height=_bars_height(counts[view.group].nunique()))
     alt = _("Share of questions that all, some or none of the experts solve, per task.")
-    points = clicked_points(show_figure(figure, key="outcomes_bars", alt=alt, select="points"))
+    points = clicked_points(show_figure(figure, key=f"outcomes_bars_{view.group}", alt=alt, select="points"))
+    name, outcome = _clicked_group(points) or (None, "mixed")
+    ids = outcomes.loc[outcomes["outcome"].eq(outcome) & _is_of(outcomes, view.group, name), "question_id"].tolist()
+    title = _("{n} questions: {outcome}, {task}").format(
+        n=len(ids), outcome=outcome_name(outcome), task=group_name(name)
+    )
+    return (name, outcome), Chosen(title, ids, bool(points))
+
+
+def render_solver_bars(view: View) -> tuple[Part, Chosen]:
+    """A stacked bar a task or skill: how many of the experts solve a question."""
+    outcomes = _outcomes(view.predictions, view.experts)
+    counts = count_solvers(outcomes, view.group)
+    figure = make_solvers_figure(counts, view.group, height=_bars_height(counts[view.group].nunique()))
+    alt = _("Share of questions that exactly so many of the experts solve, per task.")
+    points = clicked_points(show_figure(figure, key=f"outcomes_solvers_{view.group}", alt=alt, select="points"))
+    name, number = _clicked_group(points) or (None, 1)
+    ids = outcomes.loc[
+        outcomes["correct_experts"].eq(int(number)) & _is_of(outcomes, view.group, name), "question_id"
+    ].tolist()
+    title = _("{n} questions that {k} of {experts} experts solve, {task}").format(
+        n=len(ids), k=number, experts=len(view.experts), task=group_name(name)
+    )
+    return (name, "mixed"), Chosen(title, ids, bool(points))
+
+
+def render_intersections(view: View) -> tuple[Part, Chosen]:
+    """Who solves what: the sets of solvers, largest first."""
+    outcomes = _outcomes(view.predictions, view.experts)
+    names = [ALL_TASKS, *sorted(outcomes[view.group].unique())]
+    label = _("Questions of the task") if view.group == "task" else _("Questions of the skill")
+    name: str | None = select_in_address(label, names, f"outcomes_of_{view.group}", group_name)
+    name = None if name == ALL_TASKS else name
+    ids = outcomes.loc[_is_of(outcomes, view.group, name), "question_id"]
+    solved = _solved(view.predictions, view.experts)
+    solved = solved[solved.index.get_level_values("question_id").isin(ids)]
+    found = count_intersections(solved)
+    drawn = found.head(MOST_SETS)
+    figure = make_intersections_figure(drawn, view.experts, height=260 + 28 * len(view.experts))
+    alt = _("Number of questions that exactly these experts solve, the largest set first.")
+    points = clicked_points(show_figure(figure, key=f"outcomes_sets_{view.group}_{name}", alt=alt, select="points"))
+    note = _(
+        "A bar counts the questions that exactly the experts marked below it solve; beside each expert, all it solves."
+    )
+    if len(found) > len(drawn):
+        note += " " + _("{sets} smaller sets with {n} questions are not drawn.").format(
+            sets=len(found) - len(drawn), n=int(found["questions"].iloc[MOST_SETS:].sum())
+        )
+    st.caption(note)
+    solvers: list[str] = drawn["solvers"].iloc[0] if len(drawn) else []
     if points and points[0].get("customdata"):
-        task, outcome = points[0]["customdata"][:2]
-        return (None if task == "all tasks" else str(task)), str(outcome)
-    return None, "mixed"
+        place = int(points[0]["customdata"][0])
+        solvers = drawn["solvers"].iloc[place] if place < len(drawn) else solvers
+    chosen = find_solved_by(solved, solvers)
+    who = ", ".join(plain(each) for each in solvers) or _("nobody")
+    title = _("{n} questions solved by exactly: {who}; {task}").format(n=len(chosen), who=who, task=group_name(name))
+    return (name, "mixed"), Chosen(title, chosen, bool(points))
 
 
-def render_errors(predictions: pd.DataFrame, systems: pd.DataFrame, experts: Sequence[str], part: Part) -> None:
-    """Every system's error rate on the part, with the oracle as the bound."""
-    task, outcome = part
-    evaluated = [name for name in systems["system"] if name in set(predictions["system"])]
-    errors = _errors(predictions, list(experts), evaluated, outcome)
-    errors = errors[errors["task"] == (task or "all tasks")]
+def _bars_height(bars: int) -> int:
+    return max(260, 42 * bars + 90)
+
+
+def _clicked_group(points: Sequence[dict]) -> tuple[str | None, str] | None:
+    """The task or skill (None: all) and the value of a clicked bar."""
+    if not points or not points[0].get("customdata"):
+        return None
+    name, value = points[0]["customdata"][:2]
+    return (None if name == ALL_TASKS else str(name)), str(value)
+
+
+def _is_of(frame: pd.DataFrame, group: str, name: str | None) -> pd.Series:
+    return frame[group].eq(name) if name else pd.Series(True, index=frame.index)
+
+
+# ---- who errs, and by how much ---------------------------------------------------------------------------------------
+
+
+def render_errors(view: View, part: Part) -> Chosen | None:
+    """Every system's error rate on the part, with the oracle as the bound; returns the errors that were clicked."""
+    name, outcome = part
+    errors = _errors(view.predictions, view.experts, view.evaluated, outcome, view.group)
+    errors = errors[errors[view.group] == (name or ALL_TASKS)]
     n = int(errors["n"].max()) if len(errors) else 0
     st.markdown(
         _("**Error rate on the {outcome} part** of {task}, n={n}").format(
-            outcome=outcome_name(outcome), task=plain(task or _("all tasks")), n=n
+            outcome=outcome_name(outcome), task=group_name(name), n=n
         )
     )
     if n == 0:
         st.info(_("No question of this kind here."), icon=":material/inbox:")
-        return
-    kinds = dict(zip(systems["system"], systems["kind"], strict=True))
+        return None
+    kinds = dict(zip(view.systems["system"], view.systems["kind"], strict=True))
     alt = _("Error rate per system with 95 % intervals; dotted line: oracle.")
-    show_figure(make_error_figure(errors, kinds, height=60 + 34 * len(errors)), key="outcomes_errors", alt=alt)
-    st.caption(alt)
+    figure = make_error_figure(errors, kinds, height=60 + 34 * len(errors))
+    event = show_figure(figure, key=f"outcomes_errors_{view.group}_{name}_{outcome}", alt=alt, select="points")
+    st.caption(f"{alt} {_('Click a point to see the errors.')}")
+    points = clicked_points(event)
+    if not points or not points[0].get("customdata"):
+        return None
+    return _find_errors(view, part, str(points[0]["customdata"][0]))
 
 
-def render_question_list(
-    predictions: pd.DataFrame, experts: Sequence[str], part: Part, selected: Sequence[str]
-) -> list[str]:
-    """Questions of the clicked part (or of the selection that came along); returns the one that is picked, first."""
-    outcomes = _outcomes(predictions, list(experts))
-    task, outcome = part
-    if selected:
-        rows = outcomes[outcomes["question_id"].isin(selected)]
-        st.subheader(_("Selected questions ({n})").format(n=len(rows)), anchor=False)
-    else:
-        rows = outcomes[(outcomes["outcome"] == outcome) & (outcomes["task"].eq(task) if task else True)]
-        st.subheader(
-            _("{n} questions: {outcome}, {task}").format(
-                n=len(rows), outcome=outcome_name(outcome), task=plain(task or _("all tasks"))
-            ),
-            anchor=False,
-        )
-    texts = predictions.drop_duplicates("question_id").set_index("question_id")[["prompt", "answer", "skill"]]
-    solved = predictions[predictions["correct"]].groupby("question_id")["system"].agg(lambda names: ", ".join(names))
-    shown = rows.join(texts, on="question_id").assign(solved_by=rows["question_id"].map(solved).fillna("–"))
+def _find_errors(view: View, part: Part, system: str) -> Chosen:
+    name, outcome = part
+    solved = _part(
+        view.predictions, view.experts, [each for each in view.evaluated if each not in view.experts], outcome
+    )
+    outcomes = _outcomes(view.predictions, view.experts)
+    ids = set(outcomes.loc[_is_of(outcomes, view.group, name), "question_id"])
+    solved = solved[solved.index.get_level_values("question_id").isin(ids)]
+    system = find_best_single(solved, view.experts) if system == BEST_SINGLE else system
+    wrong = solved.index[~solved[system]].get_level_values("question_id").tolist()
+    title = _("{n} errors of {system}: {outcome}, {task}").format(
+        n=len(wrong),
+        system=_("majority vote") if system == MAJORITY else plain(system),
+        outcome=outcome_name(outcome),
+        task=group_name(name),
+    )
+    return Chosen(title, wrong, True)
+
+
+def render_comparison(view: View) -> Chosen | None:
+    """The mixture against the best expert on the mixed part of each task; returns the questions of a picked row."""
+    if view.mixture is None:
+        st.info(_("No mixture is evaluated yet."), icon=":material/inbox:")
+        return None
+    frame = _best(view.predictions, view.experts, view.mixture, "mixed", view.group)
+    frame = frame[frame["n"] > 0].reset_index(drop=True)
+    st.markdown(_("**Mixture {moe} against the best expert** on the mixed part").format(moe=plain(view.mixture)))
+    shown = pd.DataFrame(
+        {
+            "name": frame[view.group].map(lambda name: _("all tasks") if name == ALL_TASKS else name),
+            "expert": frame["expert"],
+            "difference": [difference_text(row.difference, row.low, row.high) for row in frame.itertuples()],
+            "accuracy": 100 * frame["accuracy"],
+            "expert_accuracy": 100 * frame["expert_accuracy"],
+            "only_system": frame["only_system"],
+            "only_expert": frame["only_expert"],
+            "p": frame["p"],
+            "n": frame["n"],
+        }
+    )
     picked = show_table(
-        shown[["question_id", "task", "skill", "prompt", "answer", "solved_by"]],
-        "outcomes_questions",
+        shown,
+        f"outcomes_versus_{view.group}",
         labels={
-            "task": _("Task"),
-            "skill": _("Skill"),
-            "prompt": _("Question"),
-            "answer": _("Right answer"),
-            "solved_by": _("Solved by"),
+            "name": _("Task") if view.group == "task" else _("Skill"),
+            "expert": _("Best expert"),
+            "difference": _("Difference (95 % interval)"),
+            "only_system": _("Only the mixture"),
+            "only_expert": _("Only the expert"),
+            "n": "n",
+        },
+        formats={
+            "accuracy": st.column_config.NumberColumn(_("Mixture, %"), format="%.1f"),
+            "expert_accuracy": st.column_config.NumberColumn(_("Best expert, %"), format="%.1f"),
+            "p": st.column_config.NumberColumn("p (McNemar)", format="%.3f"),
         },
         select="single-row",
-        hide=("question_id",),
-        height=280,
     )
+    st.caption(_("Questions only one of the two solves decide; pick a row to see them. Intervals: paired bootstrap."))
     if picked.empty:
-        st.caption(_("Pick a row to see all answers side by side."))
-        return []
-    return picked["question_id"].tolist()
-
-
-def render_side_by_side(store: Store, question_id: str) -> None:
-    """One question: every system's answer, its log-likelihoods, and what the routers did."""
-    question = fetch_questions(store, question_ids=[question_id])
-    if question.empty:
-        return
-    row = question.iloc[0]
-    answers = fetch_answers(store, question_id)
-    with st.container(border=True):
-        question_text(row["prompt"], key=f"side_{question_id}", question_id=question_id)
-        st.text(_("Right answer: {answer}").format(answer=row["answer"]))
-        choices = list(row["choices"]) if pd.api.types.is_list_like(row["choices"]) else None
-        shown = pd.DataFrame({"system": answers["system"], "output": answers["output"], "correct": answers["correct"]})
-        if choices:
-            for number in range(len(choices)):
-                shown[f"choice_{number}"] = [
-                    float(logliks[number]) if pd.api.types.is_list_like(logliks) and number < len(logliks) else None
-                    for logliks in answers["logliks"]
-                ]
-        labels = {"system": _("System"), "output": _("Answer"), "correct": _("Right")}
-        formats = {
-            f"choice_{number}": st.column_config.NumberColumn(
-                str(choice)[:30], format="%.2f", help=_("log-likelihood, nats")
-            )
-            for number, choice in enumerate(choices or [])
-        }
-        show_table(shown, f"side_table_{question_id}", labels=labels, formats=formats)
-        _render_routes(store, question_id)
-        label = _("Token by token, and by each expert alone, on the Router page")
-        routed = len(fetch_mixtures_with_activations(store))
-        if routed and st.button(label, key=f"side_router_{question_id}", icon=":material/alt_route:"):
-            select(questions=[question_id], why=_("one question"))
-            open_page("router")
-
-
-def _render_routes(store: Store, question_id: str) -> None:
-    routes = fetch_routes(store, question_id=question_id)
-    if routes.empty:
-        return
-    wide = routes.pivot(index="system", columns="expert", values="probability").reset_index()
-    st.caption(_("What the task-level router gave each expert (probability)"))
-    formats = {
-        name: st.column_config.ProgressColumn(str(name), min_value=0, max_value=1, format="%.2f")
-        for name in wide.columns
-        if name != "system"
-    }
-    show_table(wide, f"side_routes_{question_id}", labels={"system": _("Mixture")}, formats=formats)
+        return None
+    row = frame.loc[picked.index[0]]
+    name = None if row[view.group] == ALL_TASKS else str(row[view.group])
+    outcomes = _outcomes(view.predictions, view.experts)
+    ids = set(outcomes.loc[_is_of(outcomes, view.group, name), "question_id"])
+    solved = _part(view.predictions, view.experts, [view.mixture], "mixed")
+    one_only = solved[view.mixture] != solved[row["expert"]]
+    found = [each for each in solved.index[one_only].get_level_values("question_id") if each in ids]
+    title = _("{n} mixed questions that only one of {moe} and {expert} solves, {task}").format(
+        n=len(found), moe=plain(view.mixture), expert=plain(row["expert"]), task=group_name(name)
+    )
+    return Chosen(title, found, True)

@@ -31,6 +31,7 @@ def chart_title(address: str) -> str:
         "router/layers": _("Router: layer × expert"), "router/skills": _("Router: skill × expert"),
         "router/pairs": _("Router: experts chosen together"), "router/agreement": _("Router: do the routers agree?"),
         "outcomes/parts": _("Outcomes: solved by all, some, none"), "outcomes/errors": _("Outcomes: error rates"),
+        "outcomes/regret": _("Outcomes: regret"),
         "forgetting/matrix": _("Forgetting: systems × tasks"),
     }  # fmt: skip
     chart, _mark, query = address.partition("?")
@@ -50,6 +51,11 @@ def filter_words() -> dict[str, dict[str, str]]:
             "weight": _("Mean gate weight"), "chosen": _("Top-k share of tokens"), "share": _("Share of chosen gates"),
         },
         "router_group": {"skill": _("Skills"), "task": _("Tasks")},
+        "outcomes_by": {"task": _("Tasks"), "skill": _("Skills")},
+        "outcomes_show": {
+            "parts": _("All, some or none"), "solvers": _("How many solve it"), "sets": _("Who solves what"),
+            "versus": _("Against the best expert"), "regret": _("Regret"),
+        },
         "router_level": {"question": _("Per question (probability)"), "token": _("Per token (gate weight)")},
     }  # fmt: skip
 
