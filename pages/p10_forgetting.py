@@ -6,12 +6,15 @@ import streamlit as st
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.experts import fetch_adapters, fetch_systems
 from metamoe_backend.store.results import fetch_predictions
+from pages.shared.forgetting_predictors import render_predictors
+from pages.shared.forgetting_sequences import render_sequences
 from pages.shared.forgetting_views import (
+    own_tasks,
     render_answer,
     render_cell,
+    render_changed,
     render_matrix,
     render_own_and_other,
-    render_sequences,
 )
 from pages.shared.i18n import _
 from pages.shared.layout import canvas_and_inspector, empty_state, page_header
@@ -48,9 +51,11 @@ def render() -> None:
         render_review_action(get_store(), "forgetting/matrix", ["forgetting_view"])
     with inspector:
         render_cell(predictions, cell)
+    render_changed(get_store(), predictions, cell)
     render_own_and_other(predictions, systems, adapters)
     render_regimes(predictions)
     render_sequences(predictions, systems)
+    render_predictors(predictions, systems, adapters, own_tasks(systems, adapters, predictions))
 
 
 render()

@@ -5,23 +5,20 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from metamoe_backend.errors import ConfigError, NotFoundError
 from metamoe_backend.evaluate.forgetting import (
     compare_systems,
     compute_accuracies,
     compute_differences_to_base,
     compute_own_and_other,
-    compute_sequence_accuracies,
     find_baselines,
-    find_sequences,
-    pivot_accuracies,
-    summarise_sequence,
-    summarise_training_sequence,
+    find_changed,
 )
 from metamoe_backend.figures.results import make_accuracy_figure, make_difference_figure
+from metamoe_backend.store.connection import Store
 from pages.shared.charts import clicked_points, show_figure
 from pages.shared.i18n import _
-from pages.shared.layout import answer_line, plain, question_text
+from pages.shared.layout import answer_line, plain
+from pages.shared.outcome_questions import Chosen, render_question_list, render_side_by_side
 from pages.shared.state import open_page, select
 from pages.shared.tables import accuracy_text, difference_text, show_table
 
@@ -103,13 +100,16 @@ def render_matrix(predictions: pd.DataFrame, evaluated: list[str]) -> Cell:
     )
     tasks = sorted(predictions["task"].unique())
     if shown == "accuracy":
-        figure = make_accuracy_figure(compute_accuracies(predictions), evaluated, tasks)
+        figure = make_accuracy_figure(compute_accuracies(predictions), evaluated, tasks, _matrix_height(evaluated))
         note = _("Accuracy in percent; hover for the 95 % interval (Wilson) and n.")
     else:
         figure = make_difference_figure(
-            _differences(predictions), [name for name in evaluated if name != "base"], tasks
-        )
-        note = _("Points against the base model; a dot marks a 95 % interval (paired bootstrap) that leaves 0 out.")
+            _differences(predictions), [name for name in evaluated if name != "base"], tasks,
+            height=_matrix_height(evaluated),
+        )  # fmt: skip
+        note = _(
+            "Points against the base model. * exact McNemar p below 0.05 after Holm's correction over the {cells} cells; • the cell's own 95 % interval (paired bootstrap) leaves 0 out."
+        ).format(cells=len(_differences(predictions)))
     event = show_figure(figure, key=f"forgetting_{shown}", alt=note, select="points")
     st.caption(note)
     points = clicked_points(event)
@@ -119,35 +119,59 @@ def render_matrix(predictions: pd.DataFrame, evaluated: list[str]) -> Cell:
     return None
 
 
+def _matrix_height(systems: list[str]) -> int:
+    return max(360, 32 * len(systems) + 140)
+
+
 def render_cell(predictions: pd.DataFrame, cell: Cell) -> None:
-    """The questions a system lost and gained on a task."""
+    """The numbers of a system on a task: its accuracy, the base model's, and the test between the two."""
     if cell is None:
         st.info(_("Click a cell to see which questions were lost and gained."), icon=":material/touch_app:")
         return
     system, task = cell
     st.markdown(f"**{plain(system)}** · {plain(task)}")
-    of_task = predictions[predictions["task"] == task].set_index("question_id")
-    base = of_task[of_task["system"] == "base"]["correct"]
-    here = of_task[of_task["system"] == system]
-    accuracy = compute_accuracies(predictions[(predictions["task"] == task) & (predictions["system"] == system)])
-    if len(accuracy):
-        row = accuracy.iloc[0]
-        st.metric(_("Accuracy"), accuracy_text(row["accuracy"], row["low"], row["high"], int(row["n"])))
-    joined = here.join(base.rename("base_correct"), how="inner")
-    lost = joined[joined["base_correct"] & ~joined["correct"]]
-    gained = joined[~joined["base_correct"] & joined["correct"]]
-    for label, rows in ((_("Lost"), lost), (_("Gained"), gained)):
-        st.caption(f"{label}: {len(rows)}")
-        for question_id, row in rows.head(4).iterrows():
-            with st.container(border=True):
-                question_text(
-                    str(row["prompt"]), key=f"forgetting_{system}_{question_id}", question_id=str(question_id)
-                )
-                st.text(_("answered: {answer}").format(answer=row["output"]))
-    changed = [*lost.index, *gained.index]
-    if changed and st.button(_("All {n} side by side").format(n=len(changed)), key="forgetting_open"):
+    of_task = predictions[predictions["task"] == task]
+    accuracies = compute_accuracies(of_task).set_index("system")
+    row = accuracies.loc[system]
+    st.metric(_("Accuracy"), accuracy_text(row["accuracy"], row["low"], row["high"], int(row["n"])))
+    if system == "base":
+        return
+    base = accuracies.loc["base"]
+    st.text(
+        _("Base: {accuracy}").format(
+            accuracy=accuracy_text(base["accuracy"], base["low"], base["high"], int(base["n"]))
+        )
+    )
+    cells = _differences(predictions)
+    found = cells[(cells["system"] == system) & (cells["task"] == task)].iloc[0]
+    st.text(_("Difference: {difference}").format(difference=_difference(found)))
+    st.text(_("Lost: {lost}, gained: {gained}").format(lost=int(found["lost"]), gained=int(found["gained"])))
+    st.text(
+        _("Exact McNemar p = {p}; after Holm's correction over {cells} cells {adjusted}").format(
+            p=f"{found['p']:.2g}", cells=len(cells), adjusted=f"{found['p_holm']:.2g}"
+        )
+    )
+
+
+def render_changed(store: Store, predictions: pd.DataFrame, cell: Cell) -> None:
+    """The questions a system lost and those it gained on a task, and the one that is picked with all its answers."""
+    if cell is None or cell[0] == "base":
+        return
+    system, task = cell
+    lost, gained = find_changed(predictions, system, task)
+    picked = None
+    for column, name, ids in zip(st.columns(2), ("lost", "gained"), (lost, gained), strict=True):
+        title = _("Lost: {n} questions") if name == "lost" else _("Gained: {n} questions")
+        with column:
+            chosen = Chosen(title.format(n=len(ids)), ids)
+            key = f"forgetting_{name}_{system}_{task}"
+            picked = render_question_list(predictions, chosen, key, ["base", system], height=240) or picked
+    changed = [*lost, *gained]
+    if changed and st.button(_("All {n} on the Outcomes page").format(n=len(changed)), key="forgetting_open"):
         select(questions=changed, why=f"{system} × {task}")
         open_page("outcomes")
+    if picked:
+        render_side_by_side(store, picked)
 
 
 def render_own_and_other(predictions: pd.DataFrame, systems: pd.DataFrame, adapters: pd.DataFrame) -> None:
@@ -200,69 +224,3 @@ def _show_comparison(frame: pd.DataFrame, key: str, part: str | None) -> None:
             "p": st.column_config.NumberColumn("p (McNemar)", format="%.3f"),
         },
     )
-
-
-def render_sequences(predictions: pd.DataFrame, systems: pd.DataFrame) -> None:
-    """R[i,j] and the measures of a training sequence whose steps were all evaluated."""
-    evaluated = set(predictions["system"])
-    found = {each.name: each for each in reversed(find_sequences(systems)) if set(each.steps) <= evaluated}
-    if not found:
-        _render_chosen_sequence(predictions, systems)
-        return
-    st.subheader(_("Training in sequence"), anchor=False)
-    names = list(reversed(found))
-    name = names[0]
-    if len(names) > 1:
-        name = st.segmented_control(_("Sequence"), names, default=name, required=True, key="forgetting_sequence_name")
-    sequence = found[name]
-    mixed = next((each for each in find_baselines(systems) if each in evaluated), None)
-    others = [each for each in ("base", mixed) if each is not None and each in evaluated]
-    try:
-        accuracies = compute_sequence_accuracies(predictions, sequence, others)
-    except NotFoundError as error:
-        st.info(plain(str(error)), icon=":material/play_arrow:")
-        return
-    left, right = st.columns([2, 3], gap="medium")  # a formula is never cut off
-    with left:
-        note = _("R[i,j]: accuracy in percent after step i on what step j taught; hover for the interval and n.")
-        figure = make_accuracy_figure(accuracies, [*sequence.steps, *others], sequence.labels, height=300)
-        show_figure(figure, key="forgetting_sequence_matrix", alt=note)
-        replay = _("{share} of earlier questions replayed").format(share=f"{100 * sequence.replay:g} %")
-        st.caption(f"{note} {replay if sequence.replay else _('Nothing was replayed.')}")
-    with right:
-        frame = summarise_training_sequence(accuracies, sequence, mixed=mixed)
-        _show_measures(frame, "forgetting_sequence")
-        st.caption(_("b: base model; R*: the mixed baseline."))
-
-
-def _show_measures(frame: pd.DataFrame, key: str) -> None:
-    show_table(
-        frame.assign(value=100 * frame["value"]),
-        key,
-        labels={"measure": _("Measure"), "formula": _("Formula")},
-        formats={"value": st.column_config.NumberColumn(_("Points"), format="%.1f")},
-    )
-
-
-def _render_chosen_sequence(predictions: pd.DataFrame, systems: pd.DataFrame) -> None:
-    """Backward transfer and forgetting, where systems are the steps of one training sequence."""
-    with st.expander(_("Training in sequence: backward transfer and forgetting")):
-        st.caption(
-            _(
-                "For systems trained one after the other, each from the one before. Step i learned task i: choose as many steps as tasks, in order."
-            )
-        )
-        evaluated = [name for name in systems["system"] if name in set(predictions["system"]) and name != "base"]
-        steps = st.multiselect(_("Steps, in order"), evaluated, key="forgetting_steps")
-        tasks = st.multiselect(_("Tasks, in order"), sorted(predictions["task"].unique()), key="forgetting_tasks")
-        if len(steps) < 2 or len(steps) != len(tasks):
-            st.info(_("Choose at least two steps and as many tasks."), icon=":material/format_list_numbered:")
-            return
-        accuracies = compute_accuracies(predictions)
-        try:
-            after = pivot_accuracies(accuracies, steps, tasks)
-            base = pivot_accuracies(accuracies, ["base"], tasks)[0]
-        except ConfigError as error:
-            st.warning(plain(str(error)))
-            return
-        _show_measures(summarise_sequence(after, base), "forgetting_chosen_sequence")
