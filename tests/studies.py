@@ -10,6 +10,8 @@ from metamoe_backend.jobs import supervisor, worker
 from metamoe_backend.jobs.run_folder import list_runs
 from metamoe_backend.launch import run_now
 from metamoe_backend.store.connection import Store
+from metamoe_backend.store.experts import save_plan
+from metamoe_backend.store.skills import create_skill, label_questions
 from metamoe_backend.workspace import Workspace
 from tests.conftest import insert_rows
 from tests.tiny_models import make_tiny_adapter
@@ -41,6 +43,18 @@ def fill_workspace(store: Store, folder: Path, base: Path) -> None:
         source = make_tiny_adapter(folder / name, base, seed=seed)
         values = {"source": str(source), "name": name, "base": str(base), "trained_on": tasks_read}
         run_now(store, "import", values, "ana")
+
+
+def plan_bank(store: Store) -> str:
+    """A plan over the bank: each expert gets the questions of one task; returns its name."""
+    tasks = {"east": "sums", "north": "colours", "west": "pool"}
+    for expert, task in tasks.items():
+        skill = create_skill(store, f"skill of {expert}", "ana")
+        ids = [f"{task}-train-{number}" for number in range(10)]
+        label_questions(store, skill, ids, "ana", "question")
+    run_now(store, "freeze", {"labelling": "all"}, "ana")
+    save_plan(store, "over-all", "all", [(f"skill of {expert}", expert) for expert in tasks], "ana")
+    return "over-all"
 
 
 def hold_queue(monkeypatch: Any) -> None:

@@ -17,6 +17,8 @@ from metamoe_backend.study.studies import Study, fetch_facts, read_study, set_pa
 if TYPE_CHECKING:
     from metamoe_backend.store.connection import Store
 
+STAGES_OF_STUDIES = ("select", "select-data", "embed", "train", "moe", "evaluate")
+
 
 def look_at(store: "Store", study: Study) -> Look:
     """How the study stands, the results of runs that have ended taken in."""
@@ -29,7 +31,7 @@ def look_at(store: "Store", study: Study) -> Look:
         return Selection(fetch_candidate_shots(store, run_id), fetch_candidate_pairs(store, run_id))
 
     ingest_finished_runs(store)
-    runs = fetch_runs(store, ("select", "select-data", "train", "moe", "evaluate"))
+    runs = fetch_runs(store, STAGES_OF_STUDIES)
     facts = fetch_facts(store, study.config)
     steps, made, matched = follow(study.config, facts, runs, fetch_systems(store), read_selection)
     active = {str(run["run_id"]) for run in matched.values() if run["state"] == "running"}

@@ -132,6 +132,7 @@ def list_steps(config: StudyConfig, facts: Facts, made: Mapping[str, Made]) -> l
     bank = sorted({name for target in config.targets for name in list_candidates(config, facts, target)})
     steps.append(_evaluate(recipe, "evaluate:bank", None, (), ["base", *bank], len(bank) + 1, config.targets))
     steps.append(_train_mixed(recipe))
+    steps += _embed(recipe)
     before = "evaluate:bank"
     for target in config.targets:
         own = [*_train_target(recipe, target), *_join(recipe, target)]
@@ -240,6 +241,16 @@ def _select_data(recipe: Recipe, target: str, variant: Variant) -> Step:
     return Step(_data_key(recipe, target, variant), "select-data", target, (), work, settings)
 
 
+def _embed(recipe: Recipe) -> list[Step]:
+    """The vectors that every target's task-level router learns from, once for all."""
+    config = recipe.config
+    if config.plan is None:
+        return []
+    work = sum(recipe.facts.train[task] + recipe.facts.test[task] for task in config.pool_tasks)
+    settings = {"encoder": config.encoder, "tasks": config.pool_tasks}
+    return [Step("embed", "embed", None, (), work, settings)]
+
+
 def _train_mixed(recipe: Recipe) -> Step:
     """The bank's knowledge in one adapter, with the parameters of N."""
     config = recipe.config
@@ -285,11 +296,11 @@ def _join(recipe: Recipe, target: str) -> list[Step]:
     config, selection = recipe.config, _selection(recipe, target)
     chosen = None if selection is None else choose_for(selection, config, recipe.main)
 
-    def join(mode: str, work: int, **settings: Any) -> Step:
+    def join(mode: str, work: int, *needs: str, **settings: Any) -> Step:
         values = None
-        if chosen is not None:
+        if chosen is not None and all(need in recipe.made for need in needs):
             values = _moe(config, mode, target, chosen) | {"top_k": recipe.main.top_k, "mode": mode} | settings
-        return Step(f"{mode}:{target}", "moe", target, (f"select:{target}",), work, values)
+        return Step(f"{mode}:{target}", "moe", target, (f"select:{target}", *needs), work, values)
 
     # Nothing is learnt from these questions; a mixture must name some, and the same ones let targets share it.
     untaught = {"tasks": config.pool_tasks[:1], "train": "none"}
@@ -299,7 +310,7 @@ def _join(recipe: Recipe, target: str) -> list[Step]:
     if config.plan is not None:
         rows = config.k + config.budget
         taught = {"plan": config.plan, "train": "router", "limit": rows, "encoder": config.encoder}
-        steps.append(join("two-level", count_reads(config.optim, rows), **taught))
+        steps.append(join("two-level", count_reads(config.optim, rows), "embed", **taught))
     return steps
 
 

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from metamoe_backend.config import NAME_PATTERN, StudyConfig, parse_config
 from metamoe_backend.errors import ConfigError, ConflictError, NotFoundError, StorageError
-from metamoe_backend.evaluate.scorers import CODE_REFUSED
 from metamoe_backend.jobs.durable import replace_text
 from metamoe_backend.jobs.run_folder import utc_now
 from metamoe_backend.launch import with_absolute_path
@@ -134,17 +133,12 @@ def settle(store: "Store", config: StudyConfig) -> StudyConfig:
     if settled.mixed_limit is None:
         rows = _count_bank_rows(adapters, systems, facts)
         settled = settled.model_copy(update={"mixed_limit": None if rows is None else rows * config.experts})
-    _check(store, settled, facts)
+    _check(settled, facts)
     return settled
 
 
-def _check(store: "Store", config: StudyConfig, facts: Facts) -> None:
-    from metamoe_backend.store.questions import fetch_tasks
-
-    regimes = fetch_tasks(store).set_index("task")["regime"]
+def _check(config: StudyConfig, facts: Facts) -> None:
     for task in config.targets:
-        if regimes[task] == "code":
-            raise ConfigError(CODE_REFUSED.format(task=task))
         if facts.train[task] < config.k or facts.test[task] == 0:
             raise ConfigError(
                 f"targets: task {task!r} has {facts.train[task]} train and {facts.test[task]} test questions; a study "
