@@ -285,7 +285,7 @@ def _train(store: Store) -> None:
 
 
 def _select_data(store: Store, questions: pd.DataFrame, rng: np.random.Generator) -> None:
-    """Rows of other tasks for syllogism: 4 shots, 12 chosen, 3 too similar, 2 leaks, 9 beyond the budget."""
+    """Rows of other tasks for syllogism: 4 shots, 2 leaks, 12 chosen, 3 too similar, 9 beyond the budget; fewer of few."""
     train = questions[questions["split"] == "train"]
     shots = train[train["task"] == "syllogism"].head(4)
     pool = train[train["task"].isin(["knights_knaves", "leg_counting"])].head(26)
@@ -293,7 +293,7 @@ def _select_data(store: Store, questions: pd.DataFrame, rng: np.random.Generator
     rows = pool[["prompt", "answer", "explanation"]].assign(
         position=range(len(pool)), score=np.sort(rng.uniform(0.2, 0.95, len(pool)))[::-1],
         nearest=[ids[row % len(ids)] for row in range(len(pool))],
-        decision=["leak"] * 2 + ["selected"] * 12 + ["similar"] * 3 + ["beyond"] * (len(pool) - 17),
+        decision=(["leak"] * 2 + ["selected"] * 12 + ["similar"] * 3 + ["beyond"] * 9)[: len(pool)],
     )  # fmt: skip
     held_out = questions.loc[(questions["split"] == "test") & (questions["task"] == "syllogism"), "question_id"].iloc[0]
     reasons = {
