@@ -341,8 +341,10 @@ class MoeConfig(SourceSettings):
             raise ValueError("from_scratch: fresh experts know nothing yet; let train be router+experts")
         if self.mode == "arrow" and self.train == "router+experts":
             raise ValueError("mode arrow routes by what the experts are, so they cannot change; let train be none")
+        if self.processes > 1 and not self.learns_by_gradients:
+            raise ValueError("processes: no gates or experts are trained here; let processes be 1")
         if self.balance > 0 and self.processes > 1:
-            raise ValueError("balance is of whole batches, of which no process sees more than a share; let processes be 1")
+            raise ValueError("balance is of whole batches, but each process sees a share of one; let processes be 1")
         if self.mode == "phatgoose" and self.train != "router":
             raise ValueError("mode phatgoose teaches each finished expert a gate; let train be router")
         return self

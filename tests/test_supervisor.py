@@ -157,13 +157,13 @@ def test_a_device_that_is_not_there_fails_with_a_sentence(queue: Workspace) -> N
     ],
 )
 def test_each_run_gets_the_slot_it_asks_for(wanted: str, devices: list[str], busy: set[str], slot: str | None) -> None:
-    assert find_slot(wanted, devices, busy) == slot
+    assert find_slot(wanted, 1, devices, busy) == slot
 
 
 @pytest.mark.parametrize(("wanted", "devices"), [("cuda", ["cpu"]), ("cuda:1", ["cuda:0", "cpu"])])
 def test_a_slot_that_will_never_come_is_an_error(wanted: str, devices: list[str]) -> None:
     with pytest.raises(UnavailableError, match=f"Device {wanted} does not exist here"):
-        find_slot(wanted, devices, set())
+        find_slot(wanted, 1, devices, set())
 
 
 def test_two_gpus_work_at_once_and_each_worker_sees_its_own(workspace: Workspace) -> None:
@@ -186,7 +186,7 @@ def test_two_gpus_work_at_once_and_each_worker_sees_its_own(workspace: Workspace
 def test_the_cpu_is_always_a_device() -> None:
     devices = list_devices()
     assert devices[-1].name == "cpu" and "memory" in devices[-1].description
-    assert worker_environment(devices[-1]) == {"CUDA_VISIBLE_DEVICES": ""}
+    assert worker_environment(devices[-1:]) == {"CUDA_VISIBLE_DEVICES": ""}
     assert [device.name for device in devices[:-1]] == [f"cuda:{index}" for index in range(len(devices) - 1)]
 
 
@@ -253,7 +253,7 @@ def test_the_gpus_are_those_this_process_may_use(
     assert [gpu.name for gpu in gpus] == [f"cuda:{index}" for index in range(len(uuids))]
     described = {"GPU-aaaa": "GPU model 0, 80 GB memory", "GPU-cccc": "GPU model 2"}
     assert all(gpu.description == described.get(gpu.uuid, gpu.description) for gpu in gpus)
-    assert [worker_environment(gpu)["CUDA_VISIBLE_DEVICES"] for gpu in gpus] == uuids
+    assert [worker_environment([gpu])["CUDA_VISIBLE_DEVICES"] for gpu in gpus] == uuids
 
 
 # ---- stopping -----------------------------------------------------------------------------------------------------

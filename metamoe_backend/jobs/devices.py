@@ -1,6 +1,7 @@
 """The devices of this machine, found without importing torch."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +29,12 @@ def list_devices() -> list[Device]:
     ]
 
 
-def worker_environment(device: Device) -> dict[str, str]:
-    """What to add to a worker's environment so that it sees the GPU it was given and no other.
+def worker_environment(devices: Sequence[Device]) -> dict[str, str]:
+    """What to add to a worker's environment so that it sees the GPUs it was given and no others.
 
     A trainer that sees several GPUs spreads over all of them, and an encoder takes the first one unasked.
     """
-    return {"CUDA_VISIBLE_DEVICES": device.uuid}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(device.uuid for device in devices)}
 
 
 def _list_gpus(allowed: str | None) -> list[Device]:

@@ -185,7 +185,7 @@ def _ensure_supervisor(workspace: Workspace) -> None:
             stdout=log,
             stderr=log,
             pass_fds=[lock.fileno()],
-            env=_environment(),
+            env=make_environment(),
             start_new_session=True,
         )
     _supervisors.append(process)
@@ -195,7 +195,7 @@ def _supervisor_lock(workspace: Workspace) -> Path:
     return workspace.runs / ".supervisor.lock"
 
 
-def _environment() -> dict[str, str]:
+def make_environment() -> dict[str, str]:
     """Ours, with this project importable wherever the process stands."""
     paths = [str(_PROJECT), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
@@ -214,7 +214,7 @@ class Supervisor:
         self.devices = {device.name: device for device in devices}
         self.worker_command = worker_command
         self.children: dict[RunFolder, tuple[subprocess.Popen[bytes], StateFile, str]] = {}
-        """Process, the state it was started from, and its device."""
+        """Process, the state it was started from, and its device (or devices, separated by commas)."""
 
     def work(self, lock: BinaryIO) -> None:
         """Until nothing has been queued or running for a while; then gives `lock` back."""
@@ -231,14 +231,14 @@ class Supervisor:
         self._reap()
         with locked(queue_lock(self.workspace)):
             states = _read_states(self.workspace)
-            busy = self._adopt(states) | {device for _, _, device in self.children.values()}
+            busy = self._adopt(states).union(*(device.split(",") for _, _, device in self.children.values()))
             queued = [run for run in _queued(states) if run not in self.children]
             for run in queued:
                 try:
-                    device = find_slot(_wanted_device(run), list(self.devices), busy)
+                    device = find_slot(*_wanted_devices(run), list(self.devices), busy)
                     if device is not None:
                         self._start(run, device)
-                        busy.add(device)
+                        busy.update(device.split(","))
                 except (MetaMoEError, OSError) as error:
                     self._end(run, run.read_state_file().model_copy(update={"state": "failed", "error": str(error)}))
         return bool(queued or busy)
@@ -281,7 +281,7 @@ class Supervisor:
             if settled.state != "running":
                 self._end(run, settled)
             elif settled.process is not None and settled.process.is_alive():
-                held.add(settled.device or "cpu")
+                held.update((settled.device or "cpu").split(","))
                 self._enforce_cancel(run)
         return held
 
@@ -304,7 +304,7 @@ class Supervisor:
                 stdout=log,
                 stderr=log,
                 cwd=cwd if cwd.is_dir() else run.path,
-                env=_environment() | worker_environment(self.devices[device]),
+                env=make_environment() | worker_environment([self.devices[name] for name in device.split(",")]),
                 start_new_session=True,
             )
         self.children[run] = (process, run.read_state_file(), device)
@@ -314,10 +314,11 @@ class Supervisor:
         print(f"{utc_now():%Y-%m-%d %H:%M:%S} {run.run_id}: {state.state} {state.error or ''}", flush=True)
 
 
-def find_slot(wanted: str, devices: Sequence[str], busy: set[str]) -> str | None:
+def find_slot(wanted: str, processes: int, devices: Sequence[str], busy: set[str]) -> str | None:
     """The device a run gets now, or None: it waits. `auto` is any GPU, or the CPU of a machine without one.
 
-    Raises `UnavailableError` for a device that this machine does not have.
+    A run of several processes gets as many GPUs, separated by commas, or the CPU, which they share. Raises
+    `UnavailableError` for a device that this machine does not have, and for more processes than GPUs or cores.
     """
     gpus = [name for name in devices if name != "cpu"]
     choices = {"auto": gpus or ["cpu"], "cuda": gpus}.get(wanted, [wanted])
@@ -325,12 +326,19 @@ def find_slot(wanted: str, devices: Sequence[str], busy: set[str]) -> str | None
         raise UnavailableError(
             f"Device {wanted} does not exist here (there are: {', '.join(devices)}); choose another."
         )
-    return next((name for name in choices if name not in busy), None)
+    cores = len(os.sched_getaffinity(0))
+    if processes > (cores if choices == ["cpu"] else len(choices)):
+        there = f"{cores} cores" if choices == ["cpu"] else f"{len(choices)} GPUs"
+        raise UnavailableError(f"processes is {processes}, but device {wanted} has {there} here; lower processes.")
+    needed = 1 if choices == ["cpu"] else processes
+    free = [name for name in choices if name not in busy][:needed]
+    return ",".join(free) if len(free) == needed else None
 
 
-def _wanted_device(run: RunFolder) -> str:
-    """A stage without a device setting does not need a GPU."""
-    return str(run.read_spec().config.get("device", "cpu"))
+def _wanted_devices(run: RunFolder) -> tuple[str, int]:
+    """Device and number of processes; a stage without a device setting does not need a GPU."""
+    config = run.read_spec().config
+    return str(config.get("device", "cpu")), int(config.get("processes", 1))
 
 
 def main(arguments: Sequence[str], worker_command: Sequence[str] = WORKER_COMMAND) -> int:

@@ -17,6 +17,7 @@ from metamoe_backend.errors import ConflictError, NotFoundError, StopRequested, 
 from metamoe_backend.jobs.context import RunContext
 from metamoe_backend.jobs.records import NOT_MINE
 from metamoe_backend.jobs.run_folder import RunFolder
+from metamoe_backend.jobs.team import open_team
 from metamoe_backend.pipeline import STAGES
 from metamoe_backend.stage import Stage
 
@@ -24,7 +25,8 @@ from metamoe_backend.stage import Stage
 def run(run_dir: Path, stages: Mapping[str, Stage] = STAGES, device: str | None = None) -> int:
     """Work on one run until its end and return the exit status.
 
-    `device` is the slot this process was given: cpu, or cuda:N with that GPU as the only one it can see.
+    `device` is the slot this process was given: cpu, or cuda:N with that GPU as the only one it can see (or several
+    of them, separated by commas).
     """
     folder = RunFolder(run_dir.resolve())
     context = RunContext(folder)
@@ -56,7 +58,8 @@ def _compute(folder: RunFolder, stages: Mapping[str, Stage], device: str | None,
         config = config.model_copy(update={"device": device.partition(":")[0]})
     context.log(f"{spec.stage} {spec.name}: started by {spec.by} on {device or 'this machine'}")
     try:
-        stage.compute(folder.read_inputs(), config, context)
+        with open_team(folder, getattr(config, "processes", 1), device):
+            stage.compute(folder.read_inputs(), config, context)
     except StopRequested as stop:
         context.stop_asked = stop
 

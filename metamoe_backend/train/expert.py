@@ -127,6 +127,7 @@ def compute(inputs: Inputs, config: TrainConfig, context: Context) -> None:
         context,
         device=base.device,
         pad_token=base.tokenizer.pad_token_id,
+        processes=config.processes,
     )
     name = inputs["target"]["adapter"].iloc[0]
     name = _publish_blocks(name, made, config, context) if made else _publish(name, model, questions, config, context)

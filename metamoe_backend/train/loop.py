@@ -24,6 +24,7 @@ from metamoe_backend.train.examples import (
     plan_batches,
     sorted_batches,
 )
+from metamoe_backend.train.team import Team, find_team
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,7 @@ def run_training(
     *,
     device: "torch.device",
     pad_token: int,
+    processes: int = 1,
     before_forward: "BeforeForward | None" = None,
     auxiliary_loss: "AuxiliaryLoss | None" = None,
 ) -> TrainingResult:
@@ -63,22 +65,31 @@ def run_training(
     training goes on from the newest complete one. `before_forward(batch)` is called before every forward pass, with
     `batch["extra"]` [B, E] where the examples carry vectors; `auxiliary_loss()` after every training pass.
 
+    With several `processes` every one calls this, and trains its share of each batch (`train.team`); it returns in the
+    first one only, in the others it raises `StopRequested`.
+
     Raises `ConfigError` when there is nothing to train on, the loss becomes NaN or the device's memory is too small,
     and `StopRequested` on a cancel.
     A stop-and-save returns normally, with `stop` set.
     """
     import torch
 
+    from metamoe_backend.train.trainer import StopTogether
+
     if not len(examples):
         raise ConfigError("There are no questions to train on; choose another plan, split or limit.")
+    team = find_team(processes)
     _require_reporters(optim)
     _silence()
     lengths = np.array([len(example.tokens) for example in examples])
     steps = count_steps(len(examples), optim.steps, optim.epochs, optim.batch_size)
     planned = plan_batches(lengths, optim.batch_size, steps, optim.seed)
     _log_plan(model, examples, held_back, planned, compute_padding_share(lengths, planned), context)
-    trainer = _make_trainer(model, examples, planned, optim, context, device, pad_token, before_forward, auxiliary_loss)
-    reporter = _add_reporter(trainer, held_back, optim, context, steps)
+    trainer = _make_trainer(
+        model, examples, planned, optim, context, device, pad_token, before_forward, auxiliary_loss, team
+    )
+    reporter = _add_reporter(trainer, held_back, optim, context, steps) if team.is_first else None
+    trainer.add_callback(StopTogether(team))  # after the reporter, which may be asked to stop
     found = find_checkpoint(context.scratch)
     if found:
         context.log(f"Going on from {found.name}.")
@@ -89,6 +100,8 @@ def run_training(
             f"{device} ran out of memory at batches of {planned.shape[1]} questions of up to {lengths.max()} tokens; "
             "lower optim.batch_size or optim.max_tokens, or choose another device."
         ) from None
+    if reporter is None:
+        raise StopRequested(save=False)
     _require_finite(trainer)
     if optim.gradient_checkpointing:
         model.activation_checkpointing_disable()
@@ -109,6 +122,7 @@ def _make_trainer(
     pad_token: int,
     before_forward: "BeforeForward | None",
     auxiliary_loss: "AuxiliaryLoss | None",
+    team: Team,
 ) -> "AnswerTrainer":
     import torch
 
@@ -120,12 +134,12 @@ def _make_trainer(
         per_device_train_batch_size=planned.shape[1],
         learning_rate=optim.learning_rate,
         max_grad_norm=1.0,
-        seed=optim.seed % 2**32,  # as much as numpy takes
-        save_strategy="steps",
+        seed=(optim.seed + team.rank) % 2**32,  # as much as numpy takes
+        save_strategy="steps" if team.is_first else "no",
         save_steps=optim.save_every,
         logging_strategy="no",
         logging_nan_inf_filter=False,
-        report_to=list(optim.report_to),
+        report_to=list(optim.report_to) if team.is_first else [],
         activation_checkpointing=optim.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if optim.gradient_checkpointing else None,
         disable_tqdm=True,
@@ -143,10 +157,11 @@ def _make_trainer(
         model,
         args,
         examples,
-        planned,
+        team.share(planned),
         pad_token,
         before_forward,
         auxiliary_loss,
+        team,
         optimizers=(optimizer, schedule),
     )
 

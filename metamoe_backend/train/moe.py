@@ -224,6 +224,7 @@ def _train(
         context,
         device=loaded.device,
         pad_token=loaded.tokenizer.pad_token_id,
+        processes=config.processes,
         before_forward=before_forward,
         auxiliary_loss=compute_balance if config.balance > 0 and config.mode in LEARNT_GATE_MODES else None,
     )

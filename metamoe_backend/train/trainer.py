@@ -34,6 +34,7 @@ from metamoe_backend.errors import ConfigError, StopRequested
 from metamoe_backend.stage import Context
 from metamoe_backend.train.checkpoints import find_checkpoint, prune_checkpoints, seal_checkpoint
 from metamoe_backend.train.examples import Batch, Example, collate
+from metamoe_backend.train.team import Team
 
 BeforeForward = Callable[[Batch], None]
 """Called with each batch just before the model reads it (see `examples` for its tensors)."""
@@ -136,6 +137,7 @@ class AnswerTrainer(Trainer):
         pad_token: int,
         before_forward: BeforeForward | None,
         auxiliary_loss: AuxiliaryLoss | None,
+        team: Team,
         **rest: Any,
     ) -> None:
         super().__init__(model=model, args=args, **rest)
@@ -145,6 +147,7 @@ class AnswerTrainer(Trainer):
         self.pad_token = pad_token
         self.before_forward = before_forward
         self.auxiliary_loss = auxiliary_loss
+        self.team = team
         self.last: dict[str, float] = {}
         """Answer loss, auxiliary loss and tokens of the newest step."""
 
@@ -165,6 +168,12 @@ class AnswerTrainer(Trainer):
             auxiliary = self.auxiliary_loss()
             self.last["auxiliary_loss"] = auxiliary.item()
             loss = loss + auxiliary
+        return loss
+
+    def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        trained = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+        self.last = self.team.average(trained, self.last, len(inputs["targets"]))
         if not all(math.isfinite(value) for value in self.last.values()):
             raise self.make_divergence(self.state.global_step + 1)
         return loss
@@ -230,6 +239,16 @@ class AnswerTrainer(Trainer):
         torch.random.set_rng_state(states["cpu"])
         if self.args.device.type == "cuda" and "cuda" in states:
             torch.cuda.random.set_rng_state(states["cuda"], self.args.device)
+
+
+class StopTogether(TrainerCallback):
+    """After each step, all processes stop if the first one does."""
+
+    def __init__(self, team: Team) -> None:
+        self.team = team
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        control.should_training_stop = self.team.agree(control.should_training_stop)
 
 
 class Reporter(TrainerCallback):

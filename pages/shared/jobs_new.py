@@ -217,7 +217,7 @@ def _render_training(kind: str, key: str, initial: Mapping[str, Any]) -> dict[st
     values |= render_fields(TrainConfig, ["device", "split", "limit"], options)
     with st.container(horizontal=True):
         with st.popover(_("More settings"), icon=":material/tune:", key=f"{key}_more"):
-            more = ["method", "blocks", "start_from", "part_from", "part_to"]
+            more = ["method", "blocks", "start_from", "part_from", "part_to", "processes"]
             values |= render_fields(TrainConfig, more, options, columns=1)
         values["lora"] = render_nested(TrainConfig, "lora", options, _("LoRA adapter"))
         values["optim"] = render_nested(TrainConfig, "optim", options, _("How long and how fast"))

@@ -1,0 +1,194 @@
+"""Several processes train one model: what comes out, and what happens when one of them is stopped or killed."""
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from metamoe_backend.config import MoeConfig, OptimSettings, TrainConfig, parse_config
+from metamoe_backend.errors import ConfigError, UnavailableError
+from metamoe_backend.jobs.records import StateFile
+from metamoe_backend.jobs.run_folder import RunFolder, create_run
+from metamoe_backend.jobs.supervisor import WORKER_COMMAND, find_slot, make_environment
+from metamoe_backend.train import expert
+from metamoe_backend.workspace import Workspace
+from tests.fake_jobs import wait_for
+from tests.recording import RecordingContext
+from tests.tiny_models import make_tiny_base
+
+WORDS = ["red", "turquoise", "blue"]
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_base(tmp_path_factory.mktemp("base") / "tiny")
+
+
+def make_questions(count: int = 60) -> pd.DataFrame:
+    """Answers of different lengths, so that the shares of a batch weigh differently."""
+    rows = [
+        {
+            "question_id": f"q{i}", "task": f"task{i % 2}", "template": "Q: {prompt}\nA:", "skill": "copying",
+            "prompt": f"say {WORDS[i % 3]} {'x' * (i % 11)}", "answer": WORDS[i % 3], "expert": "copy",
+            "meta_question": None,
+        }
+        for i in range(count)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def make_config(base_folder: Path, name: str, processes: int, **optim: Any) -> TrainConfig:
+    settings = {"steps": 12, "batch_size": 7, "learning_rate": 0.01, "max_tokens": 64, "save_every": 5} | optim
+    return TrainConfig(
+        name=name, plan="p", base=str(base_folder), device="cpu", processes=processes, optim=OptimSettings(**settings)
+    )
+
+
+def make_run(workspace: Workspace, config: TrainConfig) -> RunFolder:
+    inputs = {
+        "questions": make_questions(), "target": pd.DataFrame({"adapter": [config.name]}),
+        "start": pd.DataFrame({"adapter": [], "sha256": []}),
+    }  # fmt: skip
+    return create_run(workspace, "train", config.name, config.model_dump(mode="json"), "ana", inputs)
+
+
+def start(run: RunFolder) -> "subprocess.Popen[bytes]":
+    """The worker of a run, as the queue starts it."""
+    environment = make_environment() | {"OMP_NUM_THREADS": "1"}
+    command = [*WORKER_COMMAND, str(run.path), "--device", "cpu"]
+    return subprocess.Popen(command, env=environment, start_new_session=True)
+
+
+def start_and_wait_for_step(run: RunFolder, step: int) -> "subprocess.Popen[bytes]":
+    process = start(run)
+    wait_for(lambda: process.poll() is not None or (run.read_state().done or 0) >= step)
+    assert process.poll() is None, run.read_log()
+    return process
+
+
+def weights(workspace: Workspace, name: str) -> dict[str, Any]:
+    return load_file(workspace.adapters / name / "adapter_model.safetensors")
+
+
+def assert_same_adapter(workspace: Workspace, name: str, other: str) -> None:
+    ours, theirs = weights(workspace, name), weights(workspace, other)
+    assert ours.keys() == theirs.keys()
+    for module, values in ours.items():
+        assert_close(values, theirs[module], rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def alone(workspace: Workspace, base_folder: Path) -> Any:
+    """The adapter `alone`, trained by one process."""
+
+    def train(**optim: Any) -> pd.DataFrame:
+        run = make_run(workspace, make_config(base_folder, "alone", 1, **optim))
+        assert start(run).wait() == 0, run.read_log()
+        return run.read_progress()
+
+    return train
+
+
+def test_two_processes_make_the_adapter_of_one(workspace: Workspace, base_folder: Path, alone) -> None:
+    before = alone()
+    run = make_run(workspace, make_config(base_folder, "pair", 2))
+    assert start(run).wait() == 0, run.read_log()
+    assert run.read_state().state == "finished"
+    assert_same_adapter(workspace, "pair", "alone")
+    assert sorted(path.name for path in workspace.adapters.iterdir()) == ["alone", "pair"], "one process publishes"
+    losses, expected = (each.query("name == 'loss'")["value"].tolist() for each in (run.read_progress(), before))
+    assert len(losses) == 12 and losses == pytest.approx(expected, rel=1e-3)
+    assert [len(pd.read_parquet(part.path)) for part in run.parts() if part.target == "adapter"] == [1]
+
+
+def test_a_killed_process_ends_the_run_with_a_sentence_and_it_goes_on_from_its_checkpoint(
+    workspace: Workspace, base_folder: Path, alone
+) -> None:
+    alone(steps=40)
+    run = make_run(workspace, make_config(base_folder, "pair", 2, steps=40))
+    process = start_and_wait_for_step(run, 6)
+    (other,) = [child for child in psutil.Process(process.pid).children() if "team" in " ".join(child.cmdline())]
+    other.kill()
+    assert process.wait() == 2
+    status = run.read_state()
+    assert status.state == "failed" and status.error is not None
+    assert re.match(r"Process 2 of 2 ended before its time \(exit status -9\); read the log, then resume", status.error)
+    assert not (workspace.adapters / "pair").exists()
+
+    run.write_state(StateFile(state="queued", attempt=1))
+    assert start(run).wait() == 0, run.read_log()
+    assert "Going on from checkpoint-" in run.read_log()
+    assert_same_adapter(workspace, "pair", "alone")
+
+
+@pytest.mark.parametrize("save", [True, False])
+def test_stop_and_cancel_end_all_processes(workspace: Workspace, base_folder: Path, alone, save: bool) -> None:
+    run = make_run(workspace, make_config(base_folder, "pair", 2, steps=100_000 if not save else 300))
+    process = start_and_wait_for_step(run, 3)
+    others = psutil.Process(process.pid).children()
+    assert len(others) == 1
+    if save:
+        os.killpg(process.pid, signal.SIGTERM)  # as a cluster does: to all of them
+    else:
+        run.write_request(save=False)
+    assert process.wait() == 0, run.read_log()
+    assert run.read_state().state == ("stopped" if save else "cancelled")
+    assert not any(other.is_running() for other in others)
+    assert (workspace.adapters / "pair").exists() == save
+
+
+def test_a_mixture_learns_the_same_in_two_processes(workspace: Workspace, base_folder: Path) -> None:
+    found = []
+    for processes in (1, 2):
+        config = MoeConfig(
+            name=f"by-{processes}", experts=["one", "two"], base=str(base_folder), device="cpu", mode="token",
+            tasks=["task0"], train="router+experts", from_scratch=True, processes=processes,
+            optim=OptimSettings(steps=8, batch_size=7, max_tokens=64, learning_rate=0.01),
+        )  # fmt: skip
+        inputs = {
+            "questions": make_questions(), "adapters": pd.DataFrame({"adapter": []}),
+            "vectors": pd.DataFrame({"question_id": [], "text_hash": [], "vector": []}),
+            "target": pd.DataFrame({"mixture": [config.name]}),
+        }  # fmt: skip
+        run = create_run(workspace, "moe", config.name, config.model_dump(mode="json"), "ana", inputs)
+        assert start(run).wait() == 0, run.read_log()
+        folder = workspace.mixtures / config.name
+        found.append([load_file(path) for path in sorted(folder.rglob("*.safetensors"))])
+    assert len(found[0]) == len(found[1]) > 1
+    for one, two in zip(*found, strict=True):
+        for name, values in one.items():
+            assert_close(two[name], values, rtol=1e-3, atol=1e-4)
+
+
+def test_what_cannot_be_done_together(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = {
+        "questions": make_questions(), "target": pd.DataFrame({"adapter": ["copy"]}),
+        "start": pd.DataFrame({"adapter": [], "sha256": []}),
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="processes is 2, but 1 works on this; hand the training to the queue"):
+        expert.compute(inputs, make_config(base_folder, "copy", 2), RecordingContext(tmp_path))
+    settings = {"name": "duo", "experts": ["a", "b"], "plan": "p", "processes": 2}
+    with pytest.raises(ConfigError, match="balance is of whole batches"):
+        parse_config(MoeConfig, settings | {"balance": 0.1})
+    with pytest.raises(ConfigError, match="no gates or experts are trained here"):
+        parse_config(MoeConfig, settings | {"mode": "uniform"})
+    cores = len(os.sched_getaffinity(0))
+    with pytest.raises(UnavailableError, match=f"processes is {cores + 1}, but device auto has {cores} cores here"):
+        find_slot("auto", cores + 1, ["cpu"], set())
+    with pytest.raises(UnavailableError, match="processes is 3, but device cuda has 2 GPUs here"):
+        find_slot("cuda", 3, ["cuda:0", "cuda:1", "cpu"], set())
+
+
+def test_as_many_gpus_are_reserved_as_were_asked_for() -> None:
+    devices = ["cuda:0", "cuda:1", "cuda:2", "cpu"]
+    assert find_slot("auto", 2, devices, {"cuda:1"}) == "cuda:0,cuda:2"
+    assert find_slot("auto", 2, devices, {"cuda:1", "cuda:2"}) is None
+    assert find_slot("cpu", 1, devices, {"cuda:1"}) == "cpu"
