@@ -42,7 +42,7 @@ def examine(workspace: Workspace) -> list[Finding]:
         *_examine_packages(),
         *_examine_models(),
         *_examine_devices(),
-        _examine_sandbox(),
+        *_examine_sandboxes(),
         _examine_hub(),
         _examine_disk(workspace),
         _examine_workspace(workspace),
@@ -84,10 +84,14 @@ def _examine_devices() -> list[Finding]:
     return [Finding(f"device {device.name}", True, device.description) for device in list_devices()]
 
 
-def _examine_sandbox() -> Finding:
+def _examine_sandboxes() -> list[Finding]:
+    from metamoe_backend.evaluate.sandbox import describe_sandbox
     from metamoe_backend.store.console import choose_sandbox
 
-    return _attempt("SQL console's sandbox", choose_sandbox)
+    return [
+        _attempt("SQL console's sandbox", choose_sandbox),
+        _attempt("generated programs' sandbox", describe_sandbox),
+    ]
 
 
 def _examine_hub() -> Finding:

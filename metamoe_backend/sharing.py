@@ -87,7 +87,7 @@ class LoadedSystem:
         """
         routes = self.route(questions or prompts).to_numpy() if self.system.routes_text else None
         encoded = [encode_prompt(self.loaded.tokenizer, prompt) for prompt in prompts]
-        limits = Stop(find_stop_tokens(self.loaded.model, self.loaded.tokenizer), stop, max_new_tokens)
+        limits = Stop(find_stop_tokens(self.loaded.model, self.loaded.tokenizer), (stop,), max_new_tokens)
         found: dict[int, str] = {}
         for rows, texts in iterate_outputs(self.system, self.loaded.tokenizer, encoded, limits, 4096, routes):
             found |= dict(zip(rows, texts, strict=True))

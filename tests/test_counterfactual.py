@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from metamoe_backend.config import EvaluateConfig, ForceConfig
-from metamoe_backend.errors import ConfigError, NotFoundError, UnavailableError
+from metamoe_backend.errors import ConfigError, InputError, NotFoundError
 from metamoe_backend.evaluate import counterfactual, stage
 from metamoe_backend.evaluate.counterfactual import ROUTED
 from metamoe_backend.store.connection import Store
@@ -91,5 +91,5 @@ def test_what_cannot_be_forced_is_said(store: Store) -> None:
         force(store, system="none-such")
     with pytest.raises(ConfigError, match="no router"):
         force(store, system=EXPERTS[0])
-    with pytest.raises(UnavailableError, match="program"):
+    with pytest.raises(InputError, match="Task 'program': .*no tests"):
         force(store, questions=["program-test-0"])

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from metamoe_backend.config import DEFAULT_BASE, EvaluateConfig
-from metamoe_backend.errors import ConfigError, NotFoundError, StopRequested, StorageError, UnavailableError
+from metamoe_backend.errors import ConfigError, InputError, NotFoundError, StopRequested, StorageError
 from metamoe_backend.evaluate import answering, stage
 from metamoe_backend.evaluate.prompts import hash_prompt
 from metamoe_backend.jobs.context import RunContext
@@ -388,7 +388,7 @@ def test_missing_names_are_named(prepared: Prepared):
         prepare(tasks=["poems"])
     with pytest.raises(NotFoundError, match="no questions of the split 'validation'"):
         prepare(split="validation")
-    with pytest.raises(UnavailableError, match="'program' is scored by running generated code"):
+    with pytest.raises(InputError, match="no tests in its metadata; ingest its task again"):
         prepare(tasks=["program"])
     with pytest.raises(ConfigError, match="only 7 train questions"):
         prepare(n_shot=8)
@@ -428,8 +428,11 @@ def test_a_router_of_meta_questions_needs_them(prepared: Prepared):
 
 
 def test_answers_of_several_lines_end_at_an_empty_line():
-    assert answering.find_stop_text(pd.Series(["1", "2\n"])) == "\n"
-    assert answering.find_stop_text(pd.Series(["1", "2\n3"])) == "\n\n"
+    def find(*answers):
+        return answering.find_stop_texts(pd.DataFrame({"regime": "exact", "answer": answers, "metadata": None}))
+
+    assert find("1", "2\n") == ("\n",)
+    assert find("1", "2\n3") == ("\n\n",)
 
 
 def test_token_strips_come_back_in_order(prepared: Prepared):

@@ -11,7 +11,7 @@ import torch
 
 from metamoe_backend.cli import main
 from metamoe_backend.config import EvaluateConfig, SelectConfig, parse_config
-from metamoe_backend.errors import ConfigError, NotFoundError, StopRequested, StorageError, UnavailableError
+from metamoe_backend.errors import ConfigError, InputError, NotFoundError, StopRequested, StorageError
 from metamoe_backend.evaluate import stage as evaluate_stage
 from metamoe_backend.experts import candidates
 from metamoe_backend.experts.selection import CRITERIA, rank_subsets
@@ -211,7 +211,7 @@ def test_named_candidates_may_be_of_any_kind(store: Store, base: str) -> None:
     [
         ({"k": 13}, ConfigError, "k is 13, but task 'colour' has 12 train questions"),
         ({"task": "nothing"}, NotFoundError, "Task 'nothing' does not exist"),
-        ({"task": "program"}, UnavailableError, "running generated code"),
+        ({"task": "program"}, InputError, "no tests in its metadata"),
         ({"split": "test"}, NotFoundError, "no questions of the split 'test'"),
         ({"candidates": ["a", "nobody"]}, NotFoundError, "'nobody' does not exist"),
         ({"candidates": ["a", "b", "other"]}, ConfigError, "'other' stands on 'another', not on"),

@@ -39,21 +39,21 @@ def generate_alone(base, prompt: str, stop: Stop) -> tuple[str, int]:
         if token in stop.tokens:
             break
         tokens.append(token)
-        if stop.text in base.tokenizer.decode(tokens[start:]):
+        if any(end in base.tokenizer.decode(tokens[start:]) for end in stop.texts):
             break
     text = base.tokenizer.decode(tokens[start:], skip_special_tokens=True)
-    return text.split(stop.text)[0].strip(), len(tokens) - start
+    return stop.cut(text), len(tokens) - start
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 120])
 def test_a_batch_gives_what_each_prompt_gets_alone(base, batch_tokens):
-    stop = Stop(frozenset({257}), "\n", 12)
+    stop = Stop(frozenset({257}), ("\n",), 12)
     assert generate(base, PROMPTS, stop, batch_tokens) == [generate_alone(base, prompt, stop)[0] for prompt in PROMPTS]
 
 
 def test_rows_leave_the_batch_when_they_are_finished(base):
     # Every token that ends in 0 or 5 ends a row, so that rows finish at different steps.
-    stop = Stop(frozenset(range(0, 256, 5)), "\n", 20)
+    stop = Stop(frozenset(range(0, 256, 5)), ("\n",), 20)
     alone = [generate_alone(base, prompt, stop) for prompt in PROMPTS]
     assert len({steps for _, steps in alone}) > 1
     sizes = []
@@ -74,11 +74,18 @@ def test_rows_leave_the_batch_when_they_are_finished(base):
     assert len(sizes) <= 1 + max(steps for _, steps in alone)
 
 
+def test_an_answer_ends_at_the_first_of_several_texts_and_a_program_keeps_its_indentation():
+    stop = Stop(frozenset(), ("\ndef", "\n#"), 20, strip=False)
+    assert stop.cut("    return 1\n# next\ndef f(): ...") == "    return 1"
+    assert stop.cut("    return 1\n") == "    return 1\n"
+    assert Stop(frozenset(), ("\n",), 20).cut("  7 \n8") == "7"
+
+
 def test_the_stop_text_ends_an_answer(base):
-    free = generate(base, PROMPTS, Stop(frozenset(), "<never>", 20))
+    free = generate(base, PROMPTS, Stop(frozenset(), ("<never>",), 20))
     longest = max(free, key=len)
     mark = longest[len(longest) // 2]
-    cut = generate(base, PROMPTS, Stop(frozenset(), mark, 20))
+    cut = generate(base, PROMPTS, Stop(frozenset(), (mark,), 20))
     assert cut == [text.split(mark)[0].strip() for text in free]
 
 
@@ -92,7 +99,7 @@ def test_routes_follow_their_rows(base):
             self.seen.append(routes)
 
     system = Routed(base.model)
-    stop = Stop(frozenset(range(0, 256, 5)), "\n", 20)
+    stop = Stop(frozenset(range(0, 256, 5)), ("\n",), 20)
     routes = np.arange(len(PROMPTS), dtype=float)[:, None]
     generate(base, PROMPTS, stop, system=system, routes=routes)
     longest_first = sorted(range(len(PROMPTS)), key=lambda row: -len(encode_prompt(base.tokenizer, PROMPTS[row])))
@@ -110,7 +117,7 @@ def test_a_system_that_reads_twice_generates_without_a_cache(base, tmp_path):
     mixture.draw_gate_weights(0, 1.0)
     try:
         system = OpenSystem(base.model, mixture.experts, mixture)
-        stop = Stop(find_stop_tokens(base.model, base.tokenizer), "\n", 6)
+        stop = Stop(find_stop_tokens(base.model, base.tokenizer), ("\n",), 6)
         prompts = ["a b", "one longer prompt", "x"]
         found = generate(base, prompts, stop, system=system)
         assert found == [generate_alone(base, prompt, stop)[0] for prompt in prompts]

@@ -91,7 +91,22 @@ def test_mbpp_keeps_its_program_to_the_letter_and_its_tests_in_the_metadata() ->
     assert item.answer == MBPP["code"]
     assert item.metadata == {"task_id": 7, "test_list": ["assert 1"]}
     assert "no tests" in rejection({**MBPP, "test_list": []})
-    assert read({"prompt": "Add.", "code": "x", "task_id": 1, "test_list": ["assert 1"]}).prompt == "Add."
+    sanitized = read({"prompt": "Add.", "code": "x", "task_id": 1, "test_list": ["assert 1"]})
+    assert sanitized.prompt == "Add. Your code should pass these tests:\n\nassert 1"
+    assert "test 2 is not valid Python" in rejection({**MBPP, "test_list": ["assert 1", "assert ("]})
+
+
+def test_human_eval_keeps_the_head_of_its_function_to_the_letter() -> None:
+    row = {
+        "task_id": "HumanEval/0", "prompt": "\ndef f(n):\n    \"\"\"n\"\"\"\n", "entry_point": "f",
+        "canonical_solution": "    return n\n", "test": "def check(candidate):\n    assert candidate(1) == 1\n",
+    }  # fmt: skip
+    assert (format_of(row).name, format_of(row).regime, format_of(row).template) == ("HumanEval", "code", "{prompt}")
+    item = read(row)
+    assert (item.prompt, item.answer) == (row["prompt"], row["canonical_solution"])
+    assert item.metadata == {key: row[key] for key in ("task_id", "prompt", "entry_point", "test")}
+    assert "no entry_point" in rejection({**row, "entry_point": " "})
+    assert "the test is not valid Python" in rejection({**row, "test": "def"})
 
 
 def test_explanations_are_kept_apart_from_answers() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metamoe_backend.errors import ConfigError, UnavailableError
+from metamoe_backend.errors import ConfigError, InputError
 from metamoe_backend.evaluate.scorers import (
     extract_number,
     score_choices,
@@ -80,8 +80,15 @@ def test_generators_score_their_own_answers():
     assert score_output("reasoning_gym", "banana", "", "reasoning_gym:chain_sum", metadata) < 0.1
 
 
-def test_code_is_refused_and_an_unknown_regime_too():
-    with pytest.raises(UnavailableError, match="sandbox"):
-        score_output("code", "print()", "", "mbpp.jsonl", None)
+def test_a_program_is_scored_by_its_tests():
+    metadata = json.dumps({"test_list": ["assert double(4) == 8"]})
+    reference = "def double(n):\n    return 2 * n"
+    assert score_output("code", reference, reference, "mbpp.jsonl", metadata) == 1.0
+    assert score_output("code", reference.replace("2", "3"), reference, "mbpp.jsonl", metadata) == 0.0
+    with pytest.raises(InputError, match="no tests in its metadata; ingest its task again"):
+        score_output("code", reference, reference, "mbpp.jsonl", None)
+
+
+def test_an_unknown_regime_is_refused():
     with pytest.raises(ConfigError, match="unknown"):
         score_output("vibes", "good", "good", "", None)

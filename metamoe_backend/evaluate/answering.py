@@ -12,8 +12,9 @@ from metamoe_backend.errors import InputError
 from metamoe_backend.evaluate.activations import ActivationCollector
 from metamoe_backend.evaluate.generation import Stop, find_stop_tokens, iterate_outputs
 from metamoe_backend.evaluate.loglikelihood import PackedQuestion, iterate_logliks, pack_question
+from metamoe_backend.evaluate.programs import list_stops
 from metamoe_backend.evaluate.prompts import encode_pair, encode_prompt, make_continuation
-from metamoe_backend.evaluate.scorers import score_choices, score_output
+from metamoe_backend.evaluate.scorers import score_choices, score_output, score_programs
 
 if TYPE_CHECKING:
     from metamoe_backend.models.systems import OpenSystem
@@ -32,6 +33,8 @@ class Answerer:
     tokenizer: Any
     batch_tokens: int
     max_new_tokens: int
+    max_program_tokens: int = 512
+    """Longest answer of a question that is scored by running it."""
 
     @property
     def max_positions(self) -> int:
@@ -82,14 +85,17 @@ def answer_freely(
     routes: NDArray[np.float64] | None,
     sampled: set[str] | None,
     on_answered: OnAnswered,
-    stop_text: str,
+    stop_texts: Sequence[str],
 ) -> tuple[pd.DataFrame, ActivationCollector | None]:
-    """Generate an answer to each question and score it; the same columns as `answer_choices`, without choices."""
-    room = max(1, answerer.max_positions - answerer.max_new_tokens)
+    """Generate and score an answer to each question of one task; as `answer_choices`, without choices."""
+    code = bool((questions["regime"] == "code").any())
+    new_tokens = answerer.max_program_tokens if code else answerer.max_new_tokens
+    room = max(1, answerer.max_positions - new_tokens)
     prompts = [encode_prompt(answerer.tokenizer, text)[-room:] for text in questions["shown_text"]]
     names = questions["question_id"].tolist()
     collector = None if sampled is None else ActivationCollector(answerer.tokenizer, names, prompts, sampled)
-    stop = Stop(find_stop_tokens(answerer.system.model, answerer.tokenizer), stop_text, answerer.max_new_tokens)
+    stop_tokens = find_stop_tokens(answerer.system.model, answerer.tokenizer)
+    stop = Stop(stop_tokens, tuple(stop_texts), new_tokens, strip=not code)
     outputs = [""] * len(prompts)
     batches = iterate_outputs(
         answerer.system, answerer.tokenizer, prompts, stop, answerer.batch_tokens, routes, collector
@@ -99,10 +105,11 @@ def answer_freely(
             outputs[row] = text
         on_answered(len(rows))
     metadata = [None if pd.isna(text) else text for text in questions["metadata"]]
-    scores = [
-        score_output(*pair)
-        for pair in zip(questions["regime"], outputs, questions["answer"], questions["source"], metadata, strict=True)
-    ]
+    if code:
+        scores = score_programs(outputs, questions["answer"], metadata, lambda: on_answered(0))
+    else:
+        about = zip(questions["regime"], outputs, questions["answer"], questions["source"], metadata, strict=True)
+        scores = [score_output(*one) for one in about]
     frame = pd.DataFrame(
         {
             "question_id": names,
@@ -116,9 +123,14 @@ def answer_freely(
     return frame, collector
 
 
-def find_stop_text(answers: pd.Series) -> str:
-    """Where a task's generated answers end: a new line, or an empty line if its right answers have several lines."""
-    return "\n\n" if answers.str.strip().str.contains("\n").any() else "\n"
+def find_stop_texts(questions: pd.DataFrame) -> tuple[str, ...]:
+    """Where a task's generated answers end: a new line, or an empty line if its right answers have several lines.
+
+    Programs end where their benchmark says (`programs.list_stops`).
+    """
+    if len(questions) and questions["regime"].iloc[0] == "code":
+        return list_stops(questions["metadata"].iloc[0])
+    return ("\n\n",) if questions["answer"].str.strip().str.contains("\n").any() else ("\n",)
 
 
 def find_gold(question: Any) -> int:

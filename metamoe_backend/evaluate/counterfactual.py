@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from metamoe_backend.config import BASE_EXPERT, ForceConfig
-from metamoe_backend.errors import ConfigError, NotFoundError, UnavailableError
-from metamoe_backend.evaluate.answering import Answerer, answer_choices, answer_freely, find_stop_text
+from metamoe_backend.errors import ConfigError, NotFoundError
+from metamoe_backend.evaluate.answering import Answerer, answer_choices, answer_freely, find_stop_texts
+from metamoe_backend.evaluate.programs import check_code_questions
 from metamoe_backend.evaluate.prompts import make_shown_text
-from metamoe_backend.evaluate.scorers import CODE_REFUSED
 from metamoe_backend.evaluate.stage import compute_routes
 from metamoe_backend.stage import Context, Inputs
 
@@ -27,7 +27,7 @@ def prepare(store: "Store", config: ForceConfig) -> Inputs:
     """The mixture (rows.System) and the questions with the text each shows the model and where its answer ends.
 
     Raises `NotFoundError` for an unknown system or question, `ConfigError` for a system that is no mixture or has an
-    expert called "routed", `UnavailableError` for questions scored by running code.
+    expert called "routed", `UnavailableError` where one is scored by running code and there is no sandbox.
     """
     from metamoe_backend.store.experts import fetch_systems
     from metamoe_backend.store.questions import fetch_evaluation_questions, fetch_questions
@@ -42,16 +42,14 @@ def prepare(store: "Store", config: ForceConfig) -> Inputs:
     for question_id in wanted:
         if question_id not in set(found["question_id"]):
             raise NotFoundError(f"Question {question_id!r} does not exist here; `find` lists questions with their ids.")
-    refused = found.loc[found["regime"] == "code", "task"]
-    if len(refused):
-        raise UnavailableError(CODE_REFUSED.format(task=refused.iloc[0]))
+    check_code_questions(found)
     parts = []
     for (task, split), rows in found.groupby(["task", "split"], sort=False):
         everything = fetch_evaluation_questions(store, [str(task)], str(split), None, 0)
         asked = everything[everything["question_id"].isin(rows["question_id"])]
         texts = [make_shown_text(*pair) for pair in zip(asked["template"], asked["prompt"], strict=True)]
         # As an evaluation of the whole task ends its answers, so that what is routed answers as it did there.
-        parts.append(asked[_KEPT].assign(shown_text=texts, stop_text=find_stop_text(everything["answer"])))
+        parts.append(asked[_KEPT].assign(shown_text=texts, stop_texts=[list(find_stop_texts(everything))] * len(asked)))
     return {"systems": systems, "questions": pd.concat(parts, ignore_index=True)}
 
 
@@ -69,7 +67,9 @@ def compute(inputs: Inputs, config: ForceConfig, context: Context) -> None:
     context.progress(0, 1)
     loaded = load_base(str(row["base"]), config.device, config.dtype)
     with open_system(loaded, row, context.workspace_root) as system:
-        answerer = Answerer(system, loaded.tokenizer, config.batch_tokens, config.max_new_tokens)
+        answerer = Answerer(
+            system, loaded.tokenizer, config.batch_tokens, config.max_new_tokens, config.max_program_tokens
+        )
         total, done, answers = (len(system.experts) + 2) * len(questions), 0, []
         for _, asked in questions.groupby("task", sort=False):
             for name, forced in _iterate_ways(system):
@@ -96,4 +96,4 @@ def _answer(answerer: Answerer, questions: pd.DataFrame, routed: str | None) -> 
 
     if questions["regime"].iloc[0] == "choices":
         return answer_choices(answerer, questions, routes, None, on_answered)[0]
-    return answer_freely(answerer, questions, routes, None, on_answered, questions["stop_text"].iloc[0])[0]
+    return answer_freely(answerer, questions, routes, None, on_answered, questions["stop_texts"].iloc[0])[0]

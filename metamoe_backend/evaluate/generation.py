@@ -17,16 +17,23 @@ if TYPE_CHECKING:
     from metamoe_backend.models.systems import OpenSystem
 
 _LAST_TOKENS = 8
-"""How many tokens at the end are searched for the stop text: it was not before them, or the row had stopped."""
+"""How many tokens at the end are searched for the stop texts: none was not before them, or the row had stopped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """When an answer ends: at one of these tokens, at this text, or after so many tokens."""
+    """When an answer ends: at one of these tokens, at the first of these texts, or after so many tokens."""
 
     tokens: frozenset[int]
-    text: str
+    texts: tuple[str, ...]
     max_new_tokens: int
+    strip: bool = True
+    """Take the white space around an answer away; in a program it means something."""
+
+    def cut(self, text: str) -> str:
+        """What stands before the first of the texts."""
+        kept = min((text.partition(stop)[0] for stop in self.texts), key=len, default=text)
+        return kept.strip() if self.strip else kept
 
 
 def find_stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -45,7 +52,7 @@ def iterate_outputs(
     routes: NDArray[np.float64] | None = None,
     watch: PromptWatcher | None = None,
 ) -> Iterator[tuple[list[int], list[str]]]:
-    """Batch by batch: indices of prompts and the texts generated for them, cut at the stop and stripped.
+    """Batch by batch: indices of prompts and the texts generated for them, cut at the stop.
 
     routes: one row a prompt for mixtures that route by question. watch: sees the gates of the pass over the prompts.
     """
@@ -53,7 +60,7 @@ def iterate_outputs(
         batch_routes = None if routes is None else routes[rows]
         tokens = _generate_batch(system, tokenizer, [prompts[row] for row in rows], stop, batch_routes, rows, watch)
         texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        yield rows, [text.split(stop.text)[0].strip() for text in texts]
+        yield rows, [stop.cut(text) for text in texts]
 
 
 def _generate_batch(
@@ -135,4 +142,5 @@ def _read_prompts(
 
 
 def _has_stopped(tokenizer: Any, tokens: Sequence[int], stop: Stop) -> bool:
-    return stop.text in tokenizer.decode(tokens[-_LAST_TOKENS:])
+    end = tokenizer.decode(tokens[-_LAST_TOKENS:])
+    return any(text in end for text in stop.texts)

@@ -12,18 +12,18 @@ import json
 import re
 from typing import Any
 
+import pandas as pd
+
 from metamoe_backend.errors import InputError
-from metamoe_backend.evaluate.sandbox import Problem
+from metamoe_backend.evaluate.sandbox import Problem, check_sandbox
 
 END_OF_PROGRAM = "[DONE]"
 _CONTINUED_UNTIL = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
-DEFAULT_PROGRAM_TOKENS = 512
-"""The longest reference programs of both benchmarks have fewer."""
 
 
 def read_metadata(metadata: str | None) -> dict[str, Any]:
     """A code question's metadata; raises `InputError` where it holds no tests."""
-    found = json.loads(metadata) if metadata else {}
+    found = json.loads(metadata) if isinstance(metadata, str) else {}
     if "test_list" not in found and "entry_point" not in found:
         raise InputError("A question scored by running code has no tests in its metadata; ingest its task again.")
     return dict(found)
@@ -32,6 +32,23 @@ def read_metadata(metadata: str | None) -> dict[str, Any]:
 def list_stops(metadata: str | None) -> tuple[str, ...]:
     """Texts that end a generated program."""
     return _CONTINUED_UNTIL if "entry_point" in read_metadata(metadata) else (END_OF_PROGRAM,)
+
+
+def mark_end(program: str, metadata: str | None) -> str:
+    """A reference program as an example shows it: MBPP's ends with [DONE]."""
+    return program if "entry_point" in read_metadata(metadata) else f"{program}\n{END_OF_PROGRAM}"
+
+
+def check_code_questions(questions: pd.DataFrame) -> None:
+    """Raise `InputError` where a question scored by code has no tests, `UnavailableError` where none can be run."""
+    programs = questions[questions["regime"] == "code"]
+    for task, metadata in zip(programs["task"], programs["metadata"], strict=True):
+        try:
+            read_metadata(metadata)
+        except InputError as error:
+            raise InputError(f"Task {task!r}: {error}") from None
+    if len(programs):
+        check_sandbox()
 
 
 def make_problem(output: str, answer: str, metadata: str | None) -> Problem:

@@ -1,8 +1,8 @@
 """What the model is shown: template, question, examples; and how a prompt and an option become tokens.
 
 Conventions of lm-evaluation-harness (METHODS section 5): options are not shown, an option is scored as a space and its
-text behind the prompt; examples stand before the question, each followed by a space and its answer, a blank line
-between them.
+text behind the prompt; examples stand before the question, each followed by a space and its answer (a program follows
+at once and ends with [DONE]), a blank line between them.
 """
 
 import hashlib
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from metamoe_backend.train.examples import make_prompt
+from metamoe_backend.evaluate.programs import mark_end
+from metamoe_backend.train.examples import join_answer, make_prompt
 
 
 def make_shown_text(template: str, prompt: str, shots: Sequence[tuple[str, str]] = ()) -> str:
@@ -20,7 +21,7 @@ def make_shown_text(template: str, prompt: str, shots: Sequence[tuple[str, str]]
 
     Raises `ConfigError` if the template has no place for the question.
     """
-    examples = [f"{make_prompt(template, shot)} {answer}" for shot, answer in shots]
+    examples = [join_answer(make_prompt(template, shot), answer) for shot, answer in shots]
     return "\n\n".join([*examples, make_prompt(template, prompt)])
 
 
@@ -47,7 +48,11 @@ def draw_shots(train: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
 def make_shots(drawn: pd.DataFrame, count: int, question_id: str) -> list[tuple[str, str]]:
     """(prompt, answer) of the first `count` drawn examples that are not the question itself."""
     others = drawn[drawn["question_id"] != question_id].head(count)
-    return list(zip(others["prompt"], others["answer"], strict=True))
+    answers = [
+        mark_end(answer, metadata) if regime == "code" else answer
+        for regime, answer, metadata in zip(others["regime"], others["answer"], others["metadata"], strict=True)
+    ]
+    return list(zip(others["prompt"], answers, strict=True))
 
 
 def encode_prompt(tokenizer: Any, shown_text: str) -> list[int]:

@@ -20,7 +20,7 @@ import sys
 import sysconfig
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -90,13 +90,25 @@ class Verdict:
     reason: str = ""
 
 
-def run_problems(problems: Sequence[Problem], limits: Limits | None = None) -> list[Verdict]:
-    """Test each program, as many at a time as there are cores for them. Raises `UnavailableError` without a sandbox."""
-    if not problems:
-        return []
+def run_problems(
+    problems: Sequence[Problem], limits: Limits | None = None, on_judged: Callable[[], None] | None = None
+) -> list[Verdict]:
+    """Test each program, as many at a time as there are cores for them.
+
+    `on_judged` is called after each; what it raises stops the others. Raises `UnavailableError` without a sandbox.
+    """
     check_sandbox()
+    verdicts: list[Verdict] = []
     with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-        return list(pool.map(lambda problem: run_problem(problem, limits), problems))
+        started = [pool.submit(run_problem, problem, limits) for problem in problems]
+        try:
+            for future in started:
+                verdicts.append(future.result())
+                if on_judged is not None:
+                    on_judged()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return verdicts
 
 
 def run_problem(problem: Problem, limits: Limits | None = None) -> Verdict:

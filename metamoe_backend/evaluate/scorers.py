@@ -2,22 +2,18 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metamoe_backend.errors import ConfigError, UnavailableError
+from metamoe_backend.errors import ConfigError
 
 _STRICT = re.compile(r"#### (-?[0-9.,]+)")
 _FLEXIBLE = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
 """The two extractions of lm-evaluation-harness' gsm8k."""
-CODE_REFUSED = (
-    "Task {task!r} is scored by running generated code, which needs a sandbox that this stage does not have yet; "
-    "leave the task out."
-)
 
 
 def score_exact(output: str, answer: str) -> float:
@@ -73,7 +69,8 @@ def score_choices_by_length(logliks: Sequence[float], choices: Sequence[str], go
 def score_output(regime: str, output: str, answer: str, source: str, metadata: str | None) -> float:
     """Score a generated output under a generative regime.
 
-    source and metadata are the question's, for the generator's own scorer. Raises `UnavailableError` for code.
+    source and metadata are the question's, for the generator's own scorer or the program's tests. Raises
+    `UnavailableError` where code is to be run and there is no sandbox.
     """
     if regime == "exact":
         return score_exact(output, answer)
@@ -84,5 +81,25 @@ def score_output(regime: str, output: str, answer: str, source: str, metadata: s
 
         return float(np.clip(score_answer(source.removeprefix("reasoning_gym:"), output, metadata), 0.0, 1.0))
     if regime == "code":
-        raise UnavailableError(CODE_REFUSED.format(task=source))
-    raise ConfigError(f"Regime {regime!r} is unknown; a task is scored by choices, exact, number or reasoning_gym.")
+        return score_programs([output], [answer], [metadata])[0]
+    raise ConfigError(
+        f"Regime {regime!r} is unknown; a task is scored by choices, exact, number, reasoning_gym or code."
+    )
+
+
+def score_programs(
+    outputs: Sequence[str],
+    answers: Sequence[str],
+    metadata: Sequence[str | None],
+    on_scored: Callable[[], None] | None = None,
+) -> list[float]:
+    """1 for each generated program that passes its question's tests in the sandbox, else 0: pass@1.
+
+    answers are the reference programs. `on_scored` is called after each and may raise. Raises `UnavailableError` where
+    there is no sandbox.
+    """
+    from metamoe_backend.evaluate.programs import make_problem
+    from metamoe_backend.evaluate.sandbox import run_problems
+
+    problems = [make_problem(*one) for one in zip(outputs, answers, metadata, strict=True)]
+    return [float(verdict.passed) for verdict in run_problems(problems, on_judged=on_scored)]

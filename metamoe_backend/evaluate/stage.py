@@ -10,12 +10,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from metamoe_backend.config import DEFAULT_BASE, EvaluateConfig
-from metamoe_backend.errors import ConfigError, NotFoundError, UnavailableError
+from metamoe_backend.errors import ConfigError, NotFoundError
 from metamoe_backend.evaluate.activations import ActivationCollector
-from metamoe_backend.evaluate.answering import Answerer, answer_choices, answer_freely, find_stop_text
-from metamoe_backend.evaluate.prompts import draw_shots, hash_prompt, make_shots, make_shown_text
+from metamoe_backend.evaluate.answering import Answerer, answer_choices, answer_freely, find_stop_texts
+from metamoe_backend.evaluate.programs import check_code_questions
+from metamoe_backend.evaluate.prompts import draw_shots, encode_prompt, hash_prompt, make_shots, make_shown_text
+from metamoe_backend.evaluate.sandbox import describe_sandbox
 from metamoe_backend.evaluate.saved_parts import restore_parts, save_part
-from metamoe_backend.evaluate.scorers import CODE_REFUSED
 from metamoe_backend.stage import Context, Inputs
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ def prepare(store: "Store", config: EvaluateConfig) -> Inputs:
     `systems` is rows.System in the order asked for, `base` among them if asked for (sha256 empty while it was never
     evaluated); `questions` has question_id, task, regime, source, choices, answer, gold, metadata, prompt,
     meta_question, shown_text, prompt_hash; `evaluated` names answers that exist. Raises `NotFoundError` for unknown
-    systems and tasks and for tasks without questions of the split, `UnavailableError` for tasks scored by running
-    code, `ConfigError` where `base` could be two models or a task has too few examples.
+    systems and tasks and for tasks without questions of the split, `UnavailableError` where a task is scored by
+    running code and there is no sandbox, `ConfigError` where `base` could be two models or a task has too few examples.
     """
     from metamoe_backend.store.questions import fetch_evaluation_questions
     from metamoe_backend.store.results import fetch_evaluated
@@ -51,8 +52,7 @@ def prepare(store: "Store", config: EvaluateConfig) -> Inputs:
             raise NotFoundError(
                 f"Task {task!r} has no questions of the split {config.split!r}; ingest some with --split."
             )
-        if regimes.iloc[0] == "code":
-            raise UnavailableError(CODE_REFUSED.format(task=task))
+    check_code_questions(questions)
     shots = _fetch_shots(store, tasks, config)
     evaluated = fetch_evaluated(store)
     return {
@@ -159,6 +159,8 @@ def compute(inputs: Inputs, config: EvaluateConfig, context: Context) -> None:
     from metamoe_backend.models.base import load_base
 
     systems, questions = inputs["systems"], inputs["questions"]
+    if (questions["regime"] == "code").any():
+        context.log(f"Programs run in {describe_sandbox()}.")
     done = restore_parts(context)
     tally = _Tally(context, total=len(systems) * len(questions))
     context.progress(0, tally.total)
@@ -213,13 +215,17 @@ def _evaluate_system(
 
     context = tally.context
     with open_system(loaded, row, context.workspace_root) as system:
-        answerer = Answerer(system, loaded.tokenizer, config.batch_tokens, config.max_new_tokens)
+        answerer = Answerer(
+            system, loaded.tokenizer, config.batch_tokens, config.max_new_tokens, config.max_program_tokens
+        )
         routes = compute_routes(system, pending, row["system"])
         record = config.activations and row["kind"] == "moe"
         for task, positions in pending.reset_index(drop=True).groupby("task", sort=False).indices.items():
             everything = questions[questions["task"] == task]
             sampled = draw_token_sample(everything["question_id"], config.token_sample, config.seed) if record else None
-            stop_text = find_stop_text(everything["answer"])
+            if everything["regime"].iloc[0] == "code":
+                _warn_of_long_programs(answerer, everything, context)
+            stop_texts = find_stop_texts(everything)
             right = 0.0
             for start in range(0, len(positions), PART_QUESTIONS):
                 places = positions[start : start + PART_QUESTIONS]
@@ -227,13 +233,23 @@ def _evaluate_system(
                 if part["regime"].iloc[0] == "choices":
                     answers, gates = answer_choices(answerer, part, part_routes, sampled, tally.add)
                 else:
-                    answers, gates = answer_freely(answerer, part, part_routes, sampled, tally.add, stop_text)
+                    answers, gates = answer_freely(answerer, part, part_routes, sampled, tally.add, stop_texts)
                 right += answers["correct"].sum()
                 frames = _make_rows(answers, gates, part, row, loaded, config.n_shot)
                 if record and part_routes is not None:
                     frames["route"] = make_route_rows(part["question_id"], system.route_names, part_routes)
                 save_part(context, {table: frame.assign(system=row["system"]) for table, frame in frames.items()})
             context.log(f"{row['system']} on {task}: {right:.0f} of {len(positions)} correct")
+
+
+def _warn_of_long_programs(answerer: Answerer, questions: pd.DataFrame, context: Context) -> None:
+    lengths = [len(encode_prompt(answerer.tokenizer, answer)) for answer in questions["answer"]]
+    longer = sum(length > answerer.max_program_tokens for length in lengths)
+    if longer:
+        context.log(
+            f"{longer} of {len(lengths)} reference programs of {questions['task'].iloc[0]} have more than "
+            f"{answerer.max_program_tokens} tokens (the longest {max(lengths)}); raise max_program_tokens."
+        )
 
 
 def compute_routes(system: "OpenSystem", questions: pd.DataFrame, name: str) -> NDArray[np.float64] | None:

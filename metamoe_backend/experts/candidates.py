@@ -11,19 +11,20 @@ import numpy as np
 import pandas as pd
 
 from metamoe_backend.config import SelectConfig
-from metamoe_backend.errors import ConfigError, NotFoundError, UnavailableError
+from metamoe_backend.errors import ConfigError, NotFoundError
 from metamoe_backend.evaluate.answering import (
     Answerer,
     OnAnswered,
     answer_freely,
     find_gold,
-    find_stop_text,
+    find_stop_texts,
     list_options,
     pack_texts,
 )
 from metamoe_backend.evaluate.loglikelihood import iterate_logliks
+from metamoe_backend.evaluate.programs import check_code_questions
 from metamoe_backend.evaluate.prompts import make_shown_text
-from metamoe_backend.evaluate.scorers import CODE_REFUSED, score_choices
+from metamoe_backend.evaluate.scorers import score_choices
 from metamoe_backend.experts.selection import choose_experts, mark_choice, measure_candidates, rank_candidates
 from metamoe_backend.experts.shots import draw_k_shots
 from metamoe_backend.jobs.durable import replace_file
@@ -41,7 +42,7 @@ def prepare(store: "Store", config: SelectConfig) -> Inputs:
     drawn question once: question_id, task, regime, source, choices, answer, gold, metadata, shown_text, reasoned (what
     perplexity is read from), explained. Raises `NotFoundError` for an unknown task or candidate and where the bank has
     none, `ConfigError` where there are too few candidates or questions or a candidate stands on another base model,
-    `UnavailableError` for a task scored by running code.
+    `UnavailableError` where it is scored by running code and there is no sandbox.
     """
     from metamoe_backend.store.questions import fetch_evaluation_questions, fetch_questions
 
@@ -51,8 +52,7 @@ def prepare(store: "Store", config: SelectConfig) -> Inputs:
         raise NotFoundError(
             f"Task {config.task!r} has no questions of the split {config.split!r}; ingest some with --split."
         )
-    if pool["regime"].iloc[0] == "code":
-        raise UnavailableError(CODE_REFUSED.format(task=config.task))
+    check_code_questions(pool)
     explanations = fetch_questions(store, [config.task], split=config.split).set_index("question_id")["explanation"]
     drawn = [draw_k_shots(pool, config.task, config.k, config.seed + draw) for draw in range(config.draws)]
     draws = pd.concat(
@@ -169,7 +169,9 @@ def _restore_or_score(
         context.progress(done + answered, total)
 
     with open_system(loaded, row, context.workspace_root) as system:
-        answerer = Answerer(system, loaded.tokenizer, config.batch_tokens, config.max_new_tokens)
+        answerer = Answerer(
+            system, loaded.tokenizer, config.batch_tokens, config.max_new_tokens, config.max_program_tokens
+        )
         scores = score_shots(answerer, questions, count)
     context.scratch.mkdir(parents=True, exist_ok=True)
     replace_file(path, scores.to_parquet)
@@ -199,8 +201,7 @@ def score_shots(answerer: Answerer, questions: pd.DataFrame, on_answered: OnAnsw
         {"question_id": questions["question_id"].to_numpy(), "nll": [-found[-1] for found in logliks], "tokens": tokens}
     )
     if not choices:
-        stop_text = find_stop_text(questions["answer"])
-        answers, _gates = answer_freely(answerer, questions, None, None, on_answered, stop_text)
+        answers, _gates = answer_freely(answerer, questions, None, None, on_answered, find_stop_texts(questions))
         return frame.assign(output=answers["output"].to_numpy(), correct=answers["correct"].to_numpy())
     golds = [find_gold(row) for row in questions.itertuples()]
     picked = [score_choices(found[:-1], gold) for found, gold in zip(logliks, golds, strict=True)]

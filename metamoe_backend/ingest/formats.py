@@ -25,7 +25,9 @@ STEM_TEMPLATE = "{prompt}"
 BENCHMARK_TEMPLATES = {"openbookqa": STEM_TEMPLATE}
 """What lm-evaluation-harness shows where the columns alone do not tell, by the task's name in small letters."""
 CODE_TEMPLATE = "You are an expert Python programmer, and here is your task: {prompt}\n[BEGIN]\n"
-"""MBPP's own opening; its tests stand in the metadata."""
+"""MBPP's own opening; the question says which tests must pass."""
+SHOWN_TESTS = 3
+"""MBPP's prompt shows so many of a question's tests; all count."""
 SPLITS = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
     "dev": "validation", "test": "test", "testing": "test",
@@ -294,8 +296,28 @@ def _read_mbpp(values: Values) -> Item:
     if not isinstance(tests, list) or not tests or not all(isinstance(test, str) and test.strip() for test in tests):
         raise RowRejected("the row has no tests (column 'test_list' must be a list of assert statements)")
     kept = ("task_id", "test_list", "test_setup_code", "test_imports", "challenge_test_list")
+    for number, test in enumerate(tests, start=1):
+        _check_python(test, f"test {number}")
+    asked = f"{prompt} Your code should pass these tests:\n\n" + "\n".join(tests[:SHOWN_TESTS])
     # The program stays as it is, to the last blank: white space means something, and two of MBPP's differ only there.
-    return Item(prompt, code, metadata={key: values[key] for key in kept if key in values})
+    return Item(asked, code, metadata={key: values[key] for key in kept if key in values})
+
+
+def _read_human_eval(values: Values) -> Item:
+    """HumanEval: the prompt is the head of a function, the answer goes on from it; both stay as they are."""
+    kept = ("task_id", "prompt", "entry_point", "test")
+    for column in (*kept[1:], "canonical_solution"):
+        if is_missing(values.get(column)) or not isinstance(values[column], str):
+            raise RowRejected(f"the row has no {column} (column {column!r} must hold Python)")
+    _check_python(values["test"], "the test")
+    return Item(values["prompt"], values["canonical_solution"], metadata={key: values[key] for key in kept})
+
+
+def _check_python(source: str, what: str) -> None:
+    try:
+        ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise RowRejected(f"{what} is not valid Python") from None
 
 
 def _read_context(values: Values) -> Item:
@@ -408,6 +430,14 @@ FORMATS = (
         CODE_TEMPLATE,
         "code",
         ("task_id", "test_list"),
+    ),
+    Format(
+        "HumanEval",
+        {"prompt": "prompt", "answer": "canonical_solution"},
+        _read_human_eval,
+        "{prompt}",
+        "code",
+        ("task_id", "entry_point", "test"),
     ),
     Format(
         "BoolQ query",

@@ -29,6 +29,7 @@ from metamoe_backend.ingest.formats import (
 )
 from metamoe_backend.ingest.generators import DEFAULT_SIZE, read_generator
 from metamoe_backend.ingest.hub import read_hub
+from metamoe_backend.ingest.human_eval import read_human_eval
 from metamoe_backend.ingest.records import Record, Records, make_rejected_row
 from metamoe_backend.rows import Regime, RejectedRow, columns
 from metamoe_backend.stage import Context, Inputs
@@ -100,7 +101,8 @@ def make_question_id(task: str, prompt: str, choices: Sequence[str] | None, answ
 def make_task_name(config: IngestConfig) -> str:
     """The task's name: as set, else made from the source so that it is a valid `TaskName`.
 
-    `reasoning_gym:NAME` gives reasoning_gym/NAME, `hub:OWNER/REPO:CONFIG` REPO/CONFIG, a file its name without suffix.
+    `reasoning_gym:NAME` gives reasoning_gym/NAME, `humaneval:` humaneval, `hub:OWNER/REPO:CONFIG` REPO/CONFIG, a file
+    its name without suffix.
     """
     if config.task:
         return config.task
@@ -132,10 +134,12 @@ def _is_letter_or_digit(character: str) -> bool:
 
 
 def _split_source(source: str) -> tuple[str, str, str | None]:
-    """Kind (file, hub, reasoning_gym), name, and the hub's configuration."""
+    """Kind (file, hub, humaneval, reasoning_gym), name, and the hub's configuration."""
     kind, colon, name = source.partition(":")
-    if not colon or kind not in ("hub", "reasoning_gym"):
+    if not colon or kind not in ("hub", "humaneval", "reasoning_gym"):
         return "file", source, None
+    if kind == "humaneval":
+        return kind, kind, name or None
     if kind == "reasoning_gym":
         return kind, name, None
     repo, _, config_name = name.partition(":")
@@ -154,6 +158,9 @@ def open_source(config: IngestConfig) -> Source:
     if kind == "reasoning_gym":
         shown = config.source
         records = read_generator(name, config.options, config.limit or DEFAULT_SIZE, config.seed)
+    elif kind == "humaneval":
+        shown = config.source
+        records = read_human_eval(detail)
     elif kind == "hub":
         shown = config.source
         records = read_hub(name, detail, config.split)

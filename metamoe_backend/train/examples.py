@@ -46,6 +46,11 @@ def make_prompt(template: str, prompt: str) -> str:
     return template.replace("{prompt}", prompt)
 
 
+def join_answer(prompt: str, answer: str) -> str:
+    """The answer behind its prompt: after a space, or at once where the prompt ends with white space."""
+    return f"{prompt}{answer}" if prompt[-1:].isspace() else f"{prompt} {answer}"
+
+
 def make_examples(
     tokenizer: Any,
     prompts: Sequence[str],
@@ -53,14 +58,14 @@ def make_examples(
     max_tokens: int,
     extras: np.ndarray | None = None,
 ) -> list[Example]:
-    """Token ids of prompt + " " + answer + end of text, cut on the left to `max_tokens` (a leading BOS is kept).
+    """Token ids of prompt, answer and end of text, cut on the left to `max_tokens` (a leading BOS is kept).
 
     `prompts` come from `make_prompt`; `extras` is [questions, E]. An answer longer than `max_tokens` keeps its end.
     """
     if not len(prompts):
         return []
     shown = tokenizer(list(prompts))["input_ids"]
-    whole = tokenizer([f"{prompt} {answer}" for prompt, answer in zip(prompts, answers, strict=True)])["input_ids"]
+    whole = tokenizer([join_answer(*pair) for pair in zip(prompts, answers, strict=True)])["input_ids"]
     examples = []
     for index, (before, tokens) in enumerate(zip(shown, whole, strict=True)):
         start = _common_length(before, tokens)
