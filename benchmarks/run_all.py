@@ -15,6 +15,7 @@ HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 SCRIPTS = (
     "routing.py",
+    "training.py",
     "packed_scoring.py",
     "harness_parity.py",
     "evaluation.py",
