@@ -3,8 +3,8 @@
 A program and its tests run in two sandboxes of their own (`sandbox_process`), joined by two pipes. Neither sees a file
 but the interpreter's and its own 8 MiB of memory-backed /tmp, has a network, a device but /dev/null, /proc, an
 environment or a capability. A seccomp filter refuses new processes and threads (a limit on their number, RLIMIT_NPROC,
-would not hold for root) and what could take memory past the limits. Both process groups are killed as soon as there is
-a verdict or a limit is reached, and with the last process of its process namespace everything in it is gone.
+would not hold for root) and what could take memory past the limits. As soon as there is a
+verdict or a limit is reached, the first process of each process namespace is killed, and with it everything in there.
 """
 
 import json
@@ -34,6 +34,7 @@ INSTALL = "install bubblewrap (on Debian: apt install bubblewrap)"
 START_S = 30.0
 """Two processes start in 0.1 s; a busy machine may take longer, which is no fault of the program."""
 _POLL_S = 0.05
+_COLLECT_S = 1.0
 _MIB = 2**20
 
 
@@ -165,7 +166,7 @@ def _find_interpreter() -> Path:
     return Path(sys.executable).resolve()
 
 
-def _make_command(role: str, limits: Limits, filter_fd: int, file_fd: int, info_fd: int | None) -> list[str]:
+def _make_command(role: str, limits: Limits, filter_fd: int, file_fd: int, info_fd: int) -> list[str]:
     """The command line of one sandbox; role: program or tests."""
     inside = sandbox_process.PROGRAM if role == "program" else sandbox_process.TESTS
     runner = "/sandbox_process.py"
@@ -179,7 +180,7 @@ def _make_command(role: str, limits: Limits, filter_fd: int, file_fd: int, info_
         "--dev-bind", "/dev/null", "/dev/null",
         "--size", str(limits.disk_bytes), "--tmpfs", "/tmp",
         "--remount-ro", "/", "--chdir", "/tmp",
-        "--seccomp", str(filter_fd), *([] if info_fd is None else ["--info-fd", str(info_fd)]),
+        "--seccomp", str(filter_fd), "--info-fd", str(info_fd),
         "--", str(_find_interpreter()), "-s", "-S", "-P", "-B", "-X", "utf8",
         runner, role, json.dumps(limits.resources()),
     ]  # fmt: skip
@@ -243,6 +244,8 @@ class _Run:
     def __init__(self, problem: Problem, limits: Limits) -> None:
         self.problem, self.limits = problem, limits
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.informed: list[int] = []
+        """Where bwrap tells of itself, for the program and for the tests."""
         self.read: dict[int, bytes] = defaultdict(bytes)
         """Descriptor to what was read from it."""
 
@@ -266,25 +269,26 @@ class _Run:
     def _start(self, stack: ExitStack) -> tuple[int, int, int]:
         """Start both sandboxes; returns where the program's output, the verdict and bwrap's information are read."""
 
-        requests, replies, printed, judged, info = (os.pipe() for _ in range(5))
-        reading = [printed[0], judged[0], info[0]]
+        requests, replies, printed, judged, info, other = (os.pipe() for _ in range(6))
+        reading = [printed[0], judged[0], info[0], other[0]]
         stack.callback(self._kill, reading)
         given = {"tests": self.problem.tests, "names": self.problem.names, "preamble": self.problem.preamble}
-        inner = [requests[0], requests[1], replies[0], replies[1], printed[1], judged[1], info[1]]
+        inner = [requests[0], requests[1], replies[0], replies[1], printed[1], judged[1], info[1], other[1]]
         try:
             self._open("program", self.problem.program, requests[0], replies[1], printed[1], info[1])
-            self._open("tests", json.dumps(given), replies[0], requests[1], judged[1], None)
+            self._open("tests", json.dumps(given), replies[0], requests[1], judged[1], other[1])
         finally:
             for end in inner:
                 os.close(end)
+        self.informed = [info[0], other[0]]
         return printed[0], judged[0], info[0]
 
-    def _open(self, role: str, text: str, stdin: int, stdout: int, stderr: int, info: int | None) -> None:
+    def _open(self, role: str, text: str, stdin: int, stdout: int, stderr: int, info: int) -> None:
         content = {"filter": make_filter(platform.machine()), "file": text.encode(errors="replace")}
         files = {name: _make_file(data) for name, data in content.items()}
         try:
             command = _make_command(role, self.limits, files["filter"], files["file"], info)
-            passed = [number for number in (*files.values(), info) if number is not None]
+            passed = [*files.values(), info]
             self.processes.append(
                 subprocess.Popen(
                     command, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=passed, start_new_session=True, env={}
@@ -317,10 +321,23 @@ class _Run:
         return Verdict(False, f"it ran longer than {self.limits.wall_s:g} s") if self.read[judged] else None
 
     def _kill(self, reading: Sequence[int]) -> None:
-        """Kill both sandboxes and wait until nothing of them holds a pipe any more."""
-        for process in self.processes:
+        """Kill both sandboxes and wait until nothing of them is left.
+
+        First the first process of each process namespace, with which the kernel ends all others in it: bwrap, its
+        parent, then collects it and ends. What does not go that way is killed with bwrap's group.
+        """
+        for end in self.informed:
+            if not self.read[end] and select.select([end], [], [], 0)[0]:
+                self.read[end] += os.read(end, 65536)
+        for process, end in zip(self.processes, self.informed, strict=False):
+            inner = _find_inner(self.read[end])
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                if inner is not None and process.poll() is None:
+                    os.kill(inner, signal.SIGKILL)
+                    process.wait(_COLLECT_S)
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         for end in reading:
             while select.select([end], [], [], START_S)[0] and (data := os.read(end, 65536)):
@@ -331,10 +348,18 @@ class _Run:
 def _count_files(information: bytes) -> int:
     """Files in a sandbox that is open, by what bwrap tells of itself; 0 after its end."""
     try:
-        found = os.statvfs(f"/proc/{json.loads(information)['child-pid']}/root/tmp")
-    except (ValueError, OSError):
+        found = os.statvfs(f"/proc/{_find_inner(information)}/root/tmp")
+    except OSError:
         return 0
     return found.f_files - found.f_ffree
+
+
+def _find_inner(information: bytes) -> int | None:
+    """Process id, seen from outside, of the first process in a sandbox, by what bwrap tells of itself."""
+    try:
+        return int(json.loads(information)["child-pid"])
+    except ValueError:
+        return None
 
 
 def _make_file(data: bytes) -> int:
