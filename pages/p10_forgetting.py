@@ -3,13 +3,13 @@
 import pandas as pd
 import streamlit as st
 
+from metamoe_backend.evaluate.forgetting import find_own_tasks
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.experts import fetch_adapters, fetch_systems
 from metamoe_backend.store.results import fetch_predictions
 from pages.shared.forgetting_predictors import render_predictors
 from pages.shared.forgetting_sequences import render_sequences
 from pages.shared.forgetting_views import (
-    own_tasks,
     render_answer,
     render_cell,
     render_changed,
@@ -55,7 +55,7 @@ def render() -> None:
     render_own_and_other(predictions, systems, adapters)
     render_regimes(predictions)
     render_sequences(predictions, systems)
-    render_predictors(predictions, systems, adapters, own_tasks(systems, adapters, predictions))
+    render_predictors(predictions, systems, adapters, find_own_tasks(systems, adapters, set(evaluated)))
 
 
 render()

@@ -263,9 +263,24 @@ def test_tables_of_the_pages(loop: dict[str, Any]):
     assert {row["task"] for row in outcomes["outcomes"]} >= {"sums", "colours"}
     assert "mixture_against_best_expert" in outcomes
     assert outcomes["regimes"] == ["choices", "number"]
+    n = {row["n"] for row in outcomes["outcomes"] if row["task"] == "all tasks"}.pop()
+    for table, by in (("outcomes_by_skill", "skill"), ("experts_that_solve_a_question", "task")):
+        assert sum(row["questions"] for row in outcomes[table] if row[by] == "all tasks") == n
+    assert sum(row["questions"] for row in outcomes["solved_by_exactly"]) == n
+    solved = {tuple(row["solvers"]): row["questions"] for row in outcomes["solved_by_exactly"]}
+    assert set(solved) <= {(), ("calc",), ("eyes",), ("calc", "eyes")}
+    assert {row["expert"] for row in outcomes["regret_by_expert"]} == {"calc", "eyes"}
+    assert all(row["fault"] in ("routing", "mixing") and row["right"] for row in outcomes["regret"])
     forgetting = say_json(workspace, "forgetting", "--system", "calc")
     assert {row["system"] for row in forgetting["accuracy"]} == {"base", "calc"}
     assert {row["n"] for row in forgetting["difference_to_base"] if row["task"] == "sums"} == {5}
+    assert all(row["p_holm"] >= row["p"] for row in forgetting["difference_to_base"])
+    assert {(row["expert"], row["task"]) for row in forgetting["forgetting_by_expert_and_task"]} == {
+        ("calc", "colours"),
+        ("eyes", "sums"),
+    }
+    assert all(row["norm"] > 0 and row["length"] > 0 for row in forgetting["forgetting_by_expert_and_task"])
+    assert [row["n"] for row in forgetting["what_predicts_forgetting"]] == [2, 2, 2, 2]
     activations = say_json(workspace, "activations")
     assert activations["system"] == "both"
     assert {row["expert"] for row in activations["load"]} == {"calc", "eyes"}

@@ -5,7 +5,7 @@ sequential training are in METHODS section 3; `FORMULAS` is what a page prints b
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,6 +106,19 @@ def find_baselines(systems: pd.DataFrame) -> list[str]:
     begun_from = {values.get("start_from") for values in settings}
     mixed = systems.loc[systems["kind"] == "mixed", "system"]
     return [name for name in mixed if name not in begun_from]
+
+
+def find_own_tasks(systems: pd.DataFrame, adapters: pd.DataFrame, evaluated: Collection[str]) -> dict[str, list[str]]:
+    """Expert to the tasks it learned, for `evaluated` experts whose training tasks are known.
+
+    systems, adapters: rows.System, rows.Adapter.
+    """
+    experts = set(systems.loc[systems["kind"] == "expert", "system"]) & set(evaluated)
+    return {
+        str(row.adapter): list(row.trained_on)
+        for row in adapters.itertuples()
+        if row.adapter in experts and len(row.trained_on)
+    }
 
 
 def compute_accuracies(predictions: pd.DataFrame) -> pd.DataFrame:

@@ -45,6 +45,9 @@ def _print_accuracy(options: argparse.Namespace) -> None:
     print_table(frame)
 
 
+PRINTED = 40
+"""Rows of a table that a person is shown; --json has them all."""
+
 # ---- results ----------------------------------------------------------------------------------------------------
 
 
@@ -66,50 +69,98 @@ def _require_predictions(store: Store, systems: Sequence[str], tasks: Sequence[s
 
 
 def run_outcomes(options: argparse.Namespace) -> Result:
-    from metamoe_backend.evaluate.answers import ALL_TASKS, find_regimes
+    from metamoe_backend.evaluate.answers import ALL_TASKS, compute_answer_table, find_regimes
     from metamoe_backend.evaluate.outcomes import (
         compare_with_best_expert,
         compute_error_rates,
         compute_outcomes,
+        count_intersections,
         count_outcomes,
+        count_solvers,
     )
     from metamoe_backend.store.experts import fetch_systems
+    from metamoe_backend.store.results import fetch_routing
 
     experts = split_names(options.experts or "")
     with open_store(options) as store:
         predictions = _require_predictions(store, experts, options.task)
         kinds = fetch_systems(store).set_index("system")["kind"]
+        routing = fetch_routing(store)
     evaluated = [name for name in kinds.index if name in set(predictions["system"])]
     experts = experts or [name for name in evaluated if kinds[name] == "expert"]
     mixtures = [name for name in evaluated if kinds[name] == "moe"]
     others = [name for name in evaluated if name not in experts]
+    outcomes = compute_outcomes(predictions, experts)
     tables = {
-        "outcomes": count_outcomes(compute_outcomes(predictions, experts)),
+        "outcomes": count_outcomes(outcomes),
+        "outcomes_by_skill": count_outcomes(outcomes, "skill"),
+        "experts_that_solve_a_question": count_solvers(outcomes),
+        "solved_by_exactly": count_intersections(compute_answer_table(predictions, experts)),
         "errors_on_the_mixed_part": compute_error_rates(predictions, experts, others),
+        "errors_on_the_mixed_part_by_skill": compute_error_rates(predictions, experts, others, group="skill"),
     }
     if mixtures:
         compared = [compare_with_best_expert(predictions, experts, mixture) for mixture in mixtures]
         tables["mixture_against_best_expert"] = pd.concat(compared)
+        tables |= _tabulate_regret(predictions, experts, mixtures, routing)
+    if not options.json:
+        tables = {name: frame.head(PRINTED) for name, frame in tables.items()}
     result, regimes = show_tables(options, tables), find_regimes(predictions)
     if len(regimes) > 1:
         say(f"'{ALL_TASKS}' pools different ways of scoring ({', '.join(regimes)}): compare systems, not levels.")
     return {**result, "regimes": regimes}
 
 
+def _tabulate_regret(
+    predictions: pd.DataFrame, experts: Sequence[str], mixtures: Sequence[str], routing: pd.DataFrame
+) -> dict[str, pd.DataFrame]:
+    """What an expert solves and each mixture does not: by question, and by expert."""
+    from metamoe_backend.evaluate.outcomes import find_regret, summarise_regret
+
+    by_question, by_expert = [], []
+    for mixture in mixtures:
+        given = routing[routing["system"] == mixture]
+        regret = find_regret(predictions, experts, mixture, given)
+        by_question.append(regret.assign(system=mixture))
+        by_expert.append(summarise_regret(regret, given, experts).assign(system=mixture))
+    return {"regret_by_expert": pd.concat(by_expert), "regret": pd.concat(by_question)}
+
+
 def run_forgetting(options: argparse.Namespace) -> Result:
     from metamoe_backend.evaluate.forgetting import compute_accuracies, compute_differences_to_base
-    from metamoe_backend.store.experts import fetch_systems
+    from metamoe_backend.store.experts import fetch_adapters, fetch_systems
 
     with open_store(options) as store:
         predictions = _require_predictions(store, options.system, options.task)
-        systems = fetch_systems(store)
+        systems, adapters = fetch_systems(store), fetch_adapters(store)
+        folders = store.workspace.adapters
     sequences = _summarise_sequences(predictions, systems)
+    predicted = _tabulate_predictors(predictions, systems, adapters, folders)
     if options.system:
         predictions = predictions[predictions["system"].isin([*options.system, "base"])]
     tables = {"accuracy": compute_accuracies(predictions)}
     if (predictions["system"] == "base").any():
         tables["difference_to_base"] = compute_differences_to_base(predictions)
-    return show_tables(options, tables | sequences)
+    return show_tables(options, tables | sequences | predicted)
+
+
+def _tabulate_predictors(
+    predictions: pd.DataFrame, systems: pd.DataFrame, adapters: pd.DataFrame, folders: Path
+) -> dict[str, pd.DataFrame]:
+    """What goes with forgetting, of the experts whose own tasks are known; nothing without them or without base."""
+    from metamoe_backend.evaluate.forgetting import find_own_tasks
+    from metamoe_backend.evaluate.predictors import correlate_predictors, find_starts, tabulate_forgetting
+    from metamoe_backend.experts.similarity import measure_folders
+
+    evaluated = set(predictions["system"])
+    own = find_own_tasks(systems, adapters, evaluated)
+    if not own or "base" not in evaluated:
+        return {}
+    similarity, norms = measure_folders({name: folders / name for name in own if (folders / name).is_dir()})
+    skills = {str(row.adapter): list(row.skills) for row in adapters.itertuples()}
+    starts = find_starts(systems, sorted(evaluated))
+    cells = tabulate_forgetting(predictions, own, skills, starts, norms, similarity.list_pairs())
+    return {"what_predicts_forgetting": correlate_predictors(cells), "forgetting_by_expert_and_task": cells}
 
 
 def _summarise_sequences(predictions: pd.DataFrame, systems: pd.DataFrame) -> dict[str, pd.DataFrame]:

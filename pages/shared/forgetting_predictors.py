@@ -64,18 +64,21 @@ def render_predictors(
 
 def _render_correlations(cells: pd.DataFrame) -> None:
     names = {
-        "shared_skill": _("Shared skill: share of the task's questions whose skill the expert was trained on"),
-        "norm": _("Size of the expert's weight change (Frobenius norm, summed over modules)"),
-        "similarity": _("Cosine of its weight change and that of the expert who learned the task"),
-        "length": _("Length of the task's questions, characters"),
-    }
+        "shared_skill": _("Shared skill"), "norm": _("Norm of the weight change"),
+        "similarity": _("Cosine with the task's own expert"), "length": _("Length of the questions"),
+    }  # fmt: skip
+    st.caption(
+        _(
+            "Shared skill: share of the task's questions whose skill the expert was trained on. Norm: Frobenius norm of its weight change, summed over modules. Cosine: of its weight change and that of the expert who learned the task (the mean of several). Length: mean characters."
+        )
+    )
     found = correlate_predictors(cells)
     show_table(
         found.assign(predictor=found["predictor"].map(names)),
         "forgetting_correlations",
         labels={"n": _("Cells"), "values": _("Different values")},
         formats={
-            "predictor": st.column_config.TextColumn(_("Goes with forgetting?"), width="large"),
+            "predictor": st.column_config.TextColumn(_("Goes with forgetting?")),
             "rho": st.column_config.NumberColumn(_("Spearman rho"), format="%+.2f"),
             "low": st.column_config.NumberColumn(_("95 % from"), format="%+.2f"),
             "high": st.column_config.NumberColumn(_("to"), format="%+.2f"),

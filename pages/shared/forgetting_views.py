@@ -12,6 +12,7 @@ from metamoe_backend.evaluate.forgetting import (
     compute_own_and_other,
     find_baselines,
     find_changed,
+    find_own_tasks,
 )
 from metamoe_backend.figures.results import make_accuracy_figure, make_difference_figure
 from metamoe_backend.store.connection import Store
@@ -40,20 +41,9 @@ def _compare(predictions: pd.DataFrame, pairs: list[tuple[str, str]]) -> pd.Data
     return compare_systems(predictions.assign(part="all"), pairs, "part")
 
 
-def own_tasks(systems: pd.DataFrame, adapters: pd.DataFrame, predictions: pd.DataFrame) -> dict[str, list[str]]:
-    """Expert to the tasks it learned, for evaluated experts whose training tasks are known."""
-    evaluated = set(predictions["system"])
-    experts = set(systems.loc[systems["kind"] == "expert", "system"]) & evaluated
-    return {
-        row.adapter: list(row.trained_on)
-        for row in adapters.itertuples()
-        if row.adapter in experts and len(row.trained_on)
-    }
-
-
 def render_answer(predictions: pd.DataFrame, systems: pd.DataFrame, adapters: pd.DataFrame) -> None:
     """The sentence: the expert that lost most elsewhere, what it gained, and how the mixture fares."""
-    own = own_tasks(systems, adapters, predictions)
+    own = find_own_tasks(systems, adapters, set(predictions["system"]))
     sentences = _say_what_was_lost(_own_and_other(predictions, own)) if own else []
     mixtures = [name for name in systems.loc[systems["kind"] == "moe", "system"] if name in set(predictions["system"])]
     baselines = [name for name in find_baselines(systems) if name in set(predictions["system"])]
@@ -165,7 +155,7 @@ def render_changed(store: Store, predictions: pd.DataFrame, cell: Cell) -> None:
         with column:
             chosen = Chosen(title.format(n=len(ids)), ids)
             key = f"forgetting_{name}_{system}_{task}"
-            picked = render_question_list(predictions, chosen, key, ["base", system], height=240) or picked
+            picked = render_question_list(predictions, chosen, key, ["base", system], about=(), height=240) or picked
     changed = [*lost, *gained]
     if changed and st.button(_("All {n} on the Outcomes page").format(n=len(changed)), key="forgetting_open"):
         select(questions=changed, why=f"{system} × {task}")
@@ -176,7 +166,7 @@ def render_changed(store: Store, predictions: pd.DataFrame, cell: Cell) -> None:
 
 def render_own_and_other(predictions: pd.DataFrame, systems: pd.DataFrame, adapters: pd.DataFrame) -> None:
     """Each expert on the tasks it learned and on the others; each mixture against each baseline."""
-    own = own_tasks(systems, adapters, predictions)
+    own = find_own_tasks(systems, adapters, set(predictions["system"]))
     if own:
         st.subheader(_("What each expert gained and lost"), anchor=False)
         st.caption(_("Experts trained side by side have no order: E[i,j] − b[j], pooled over own and other tasks."))

@@ -27,13 +27,21 @@ class Chosen:
 
 
 def render_question_list(
-    predictions: pd.DataFrame, chosen: Chosen, key: str, systems: Sequence[str] = (), height: int = 280
+    predictions: pd.DataFrame,
+    chosen: Chosen,
+    key: str,
+    systems: Sequence[str] = (),
+    about: Sequence[str] = ("task", "skill"),
+    height: int = 280,
 ) -> str | None:
     """The questions of a click with who solved them; returns the one that is picked.
 
-    systems: whose answers stand in columns of their own.
+    systems: whose answers stand in columns of their own. about: what is said of each question before its text.
     """
     st.subheader(chosen.title, anchor=False)
+    if not chosen.question_ids:
+        st.caption(_("No question of this kind here."))
+        return None
     rows = pd.DataFrame({"question_id": chosen.question_ids})
     texts = predictions.drop_duplicates("question_id").set_index("question_id")[["task", "skill", "prompt", "answer"]]
     solved = predictions[predictions["correct"]].groupby("question_id")["system"].agg(lambda names: ", ".join(names))
@@ -43,7 +51,7 @@ def render_question_list(
         shown[f"answer_{number}"] = shown["question_id"].map(answers)
     answered = [f"answer_{number}" for number in range(len(systems))]
     picked = show_table(
-        shown[["question_id", "task", "skill", "prompt", "answer", *answered, "solved_by"]],
+        shown[["question_id", *about, "prompt", "answer", *answered, "solved_by"]],
         key,
         labels={
             "task": _("Task"),
@@ -52,7 +60,7 @@ def render_question_list(
             "solved_by": _("Solved by"),
             **dict(zip(answered, systems, strict=True)),
         },
-        formats={"prompt": st.column_config.TextColumn(_("Question"), width="large")},
+        formats={"prompt": st.column_config.TextColumn(_("Question"), width="large" if about else "medium")},
         select="single-row",
         hide=("question_id",),
         height=height,
