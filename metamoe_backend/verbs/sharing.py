@@ -18,7 +18,7 @@ def run_publish(options: argparse.Namespace) -> Result:
         system = fetch_systems(store, [options.system]).iloc[0]
         root = store.workspace.root
     out = Path(options.out).expanduser()
-    form: "Form" = options.form or ("routed" if system["kind"] == "moe" else "adapter")
+    form: Form = options.form or ("routed" if system["kind"] == "moe" else "adapter")
     publish_system(system, root, out, form)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     say(f"Published {options.system} as {form} in {out} ({size / 1e6:.1f} MB).")
