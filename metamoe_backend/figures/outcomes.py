@@ -114,12 +114,11 @@ def make_intersections_figure(intersections: pd.DataFrame, systems: Sequence[str
     words = [plain(", ".join(each) or _("nobody"), 120) for each in solvers]
     custom = [[place, word] for place, word in zip(places, words, strict=True)]
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.04, row_heights=[0.6, 0.4])
-    hover = "%{customdata[1]}: %{y} (%{text})<extra></extra>"
     bars = go.Bar(
         x=places, y=questions, customdata=custom, marker_color=KIND_COLOURS["expert"],
         text=[f"{n}" for n in questions], textposition="outside", cliponaxis=False,
         constraintext="none", textangle=0, textfont={"size": 11},
-        hovertemplate=hover.replace(" (%{text})", _(" questions")),
+        hovertemplate=_("%{customdata[1]}: %{y} questions") + "<extra></extra>",
     )  # fmt: skip
     figure.add_trace(bars, row=1, col=1)
     lines: list[tuple[int | None, int | None]] = []
