@@ -155,7 +155,7 @@ def test_a_mixture_learns_the_same_in_two_processes(workspace: Workspace, base_f
             optim=OptimSettings(steps=8, batch_size=7, max_tokens=64, learning_rate=0.01),
         )  # fmt: skip
         inputs = {
-            "questions": make_questions(), "adapters": pd.DataFrame({"adapter": []}),
+            "questions": make_questions(), "adapters": pd.DataFrame({"adapter": [], "sha256": []}),
             "vectors": pd.DataFrame({"question_id": [], "text_hash": [], "vector": []}),
             "target": pd.DataFrame({"mixture": [config.name]}),
         }  # fmt: skip

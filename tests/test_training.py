@@ -21,6 +21,7 @@ from metamoe_backend.train.examples import (
     compute_padding_share,
     count_steps,
     hold_back,
+    join_answer,
     make_examples,
     make_prompt,
     plan_batches,
@@ -298,7 +299,8 @@ def test_vectors_of_the_rows_reach_the_hook_before_each_forward_pass(tmp_path: P
     for batch in seen:
         for row, (index, length) in enumerate(batch["extra"].int().tolist()):
             text = loaded.tokenizer.decode(batch["input_ids"][row][batch["real"][row]])
-            assert text == f"{prompts[index]} {questions['answer'][index]}<eos>" and length == len(prompts[index])
+            whole = join_answer(prompts[index], questions["answer"][index])
+            assert text == f"{whole}<eos>" and length == len(prompts[index])
     assert {metrics["auxiliary_loss"] for _, _, metrics in context.reports if metrics} == {0.25}
 
 
