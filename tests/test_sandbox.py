@@ -38,12 +38,13 @@ def opened(monkeypatch) -> list[int]:
 
 
 def list_left(namespaces: list[int]) -> list[int]:
-    """Processes that live in one of these process namespaces."""
+    """Processes that live in one of these process namespaces (not those that are dead and only not yet collected)."""
     left = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if (entry / "ns" / "pid").stat().st_ino in namespaces:
+                dead = "\nState:\tZ" in (entry / "status").read_text()
+                if not dead and (entry / "ns" / "pid").stat().st_ino in namespaces:
                     left.append(int(entry.name))
             except OSError:
                 continue

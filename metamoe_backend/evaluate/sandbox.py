@@ -331,10 +331,12 @@ class _Run:
                 self.read[end] += os.read(end, 65536)
         for process, end in zip(self.processes, self.informed, strict=False):
             inner = _find_inner(self.read[end])
-            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            with suppress(ProcessLookupError):
                 if inner is not None and process.poll() is None:
                     os.kill(inner, signal.SIGKILL)
-                    process.wait(_COLLECT_S)
+        for process in self.processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_COLLECT_S)
             with suppress(ProcessLookupError):
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
