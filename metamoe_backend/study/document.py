@@ -49,7 +49,7 @@ def write_document(study: Study, look: Look, results: Results) -> str:
         "the target's own train questions.",
         "## Forgetting: the other targets",
         "What each target's systems do on the other targets' questions, against the base model and against mixed data. "
-        f"Under {ALL} a question's score is the mean over the targets whose system was asked it.",
+        f"Under {ALL} a question's score is the mean over the targets whose system was asked it (bootstrap interval).",
         *_per_target(results.forgetting, [*config.targets, ALL], _forgetting_table, "Needs two targets or more."),
         *_ablations(config, results),
         "## What this does and does not show",

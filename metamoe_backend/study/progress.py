@@ -193,10 +193,10 @@ def measure_rates(
 
 def _count_reads(config: Mapping[str, Any]) -> int | None:
     """Questions that a training reads as far as its settings alone tell."""
-    optim = config["optim"]
-    if optim.get("steps"):
+    optim = config.get("optim") or {}
+    if optim.get("steps") and optim.get("batch_size"):
         return int(optim["steps"] * optim["batch_size"])
-    return round(config["limit"] * optim["epochs"]) if config.get("limit") else None
+    return round(config["limit"] * optim["epochs"]) if config.get("limit") and optim.get("epochs") else None
 
 
 def _seconds(run: Mapping[str, Any]) -> float | None:

@@ -81,7 +81,8 @@ def compare(entries: Sequence[Entry], answers: pd.DataFrame, references: Sequenc
     notes = {(entry.target, entry.system): entry for entry in entries}
     rows = []
     for (target, system), scores in _with_pooled(parts).items():
-        entry = notes.get((target, system), Entry(target, system, []))
+        said = {word: None for each in entries if each.system == system for word in each.note.split()}
+        entry = notes.get((target, system), Entry(target, system, [], " ".join(said)))
         row = {"target": target, "system": system, "names": entry.names, "note": entry.note, **_summarise(scores)}
         for reference in references:
             other = _with_pooled(parts).get((target, reference))
@@ -94,8 +95,8 @@ def compute_forgetting(entries: Sequence[Entry], answers: pd.DataFrame, targets:
     """What the systems of each target do on the other targets: what was lost for what was gained.
 
     target, system, accuracy, low, high, least, greatest, n on the other targets' questions, and base_difference,
-    base_low, base_high, base_p, mixed_difference and so on. Systems that were not asked there are left out. With one
-    target the table is empty.
+    base_low, base_high, base_p, mixed_difference and so on. Over all targets the interval is a bootstrap's. Systems
+    that were not asked there are left out. With one target the table is empty.
     """
     parts: dict[tuple[str, str], pd.DataFrame] = {}
     for entry in entries:
@@ -106,7 +107,7 @@ def compute_forgetting(entries: Sequence[Entry], answers: pd.DataFrame, targets:
     parts |= _average(parts, targets)
     rows = []
     for (target, system), scores in parts.items():
-        row = {"target": target, "system": system, **_summarise(scores)}
+        row = {"target": target, "system": system, **(_summarise(scores) if target != ALL else _summarise_mean(scores))}
         for reference in ("base", "mixed"):
             row |= _difference(scores, parts.get((target, reference)) if system != reference else None, reference)
         rows.append(row)
@@ -165,6 +166,14 @@ def _summarise(scores: pd.DataFrame) -> dict[str, Any]:
         "accuracy": float(each.mean()), "low": float(low), "high": float(high),
         "least": np.nan if single else float(each.min()), "greatest": np.nan if single else float(each.max()), "n": n,
     }  # fmt: skip
+
+
+def _summarise_mean(scores: pd.DataFrame) -> dict[str, Any]:
+    """As `_summarise`, of the mean score of each question, with a bootstrap interval over the questions."""
+    mean = scores.mean(axis=1)
+    found = compute_paired_difference(mean, np.zeros(len(mean)))
+    values = {"accuracy": found.difference, "low": found.low, "high": found.high, "n": found.n}
+    return values | {"least": np.nan, "greatest": np.nan}
 
 
 def _difference(scores: pd.DataFrame, reference: pd.DataFrame | None, name: str) -> dict[str, float]:

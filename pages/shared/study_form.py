@@ -11,6 +11,7 @@ from metamoe_backend.store.questions import fetch_tasks
 from metamoe_backend.study.advance import go_on
 from metamoe_backend.study.studies import create_study
 from pages.shared.config_form import FormOptions, render_fields, render_nested
+from pages.shared.errors import error_boundary
 from pages.shared.i18n import _
 from pages.shared.layout import confirm
 from pages.shared.state import get_person, get_store, per_version
@@ -41,12 +42,17 @@ def render_study_form(opened: bool) -> None:
             _("Start the study"), key="study_start", type="primary", icon=":material/play_arrow:",
             disabled=not (values["name"] and values["targets"]),
         ):  # fmt: skip
-            create_study(get_store(), {key: value for key, value in values.items() if value != ""}, get_person())
-            go_on(get_store(), values["name"], get_person())
-            confirm(_("Study {name} has begun.").format(name=values["name"]))
-            st.query_params["study"] = values["name"]
-            st.session_state.pop("study", None)
-            st.rerun()
+            _start(values)
+
+
+@error_boundary()
+def _start(values: dict[str, Any]) -> None:
+    create_study(get_store(), {key: value for key, value in values.items() if value != ""}, get_person())
+    go_on(get_store(), values["name"], get_person())
+    confirm(_("Study {name} has begun.").format(name=values["name"]))
+    st.query_params["study"] = values["name"]
+    st.session_state.pop("study", None)
+    st.rerun()
 
 
 def _render_fields(targets: list[str], train: list[str], adapters: list[str], plans: list[str]) -> dict[str, Any]:

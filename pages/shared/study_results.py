@@ -136,13 +136,10 @@ def _render_comparison(frame: pd.DataFrame, references: tuple[str, ...], key: st
     }
     for reference in references:
         shown[reference] = [_versus(row, reference) for row in frame.to_dict("records")]
-        shown[f"{reference}_p"] = frame[f"{reference}_p"].tolist()
+        shown[f"{reference}_p"] = ["–" if pd.isna(p) else f"{p:.3f}" for p in frame[f"{reference}_p"]]
     labels = {"system": _("System"), "accuracy": _("Accuracy (95 % interval)"), "n": "n"}
-    p = st.column_config.NumberColumn("p (McNemar)", format="%.3f")
-    show_table(
-        pd.DataFrame(shown), key, labels=labels | {each: against[each] for each in references},
-        formats={f"{each}_p": p for each in references},
-    )  # fmt: skip
+    labels |= {each: against[each] for each in references} | {f"{each}_p": "p (McNemar)" for each in references}
+    show_table(pd.DataFrame(shown), key, labels=labels)
 
 
 def _accuracy(row: dict[Any, Any]) -> str:
