@@ -128,7 +128,6 @@ def _render_rows(skills: pd.DataFrame, start: Mapping[str, str], experts: Sequen
             st.markdown(f"**{plain(row.skill, 40)}**  \n:small[:gray[{plain(size)}]]")
         about: dict[str, Any] = {
             "key": f"experts_give_{scope}_{row.skill}",
-            "format_func": lambda name: _("base (no adapter)") if name == BASE_EXPERT else name,
             "label_visibility": "collapsed",
         }
         label, wanted = _("Expert of {skill}").format(skill=plain(row.skill)), start.get(row.skill)
@@ -140,6 +139,7 @@ def _render_rows(skills: pd.DataFrame, start: Mapping[str, str], experts: Sequen
                 chosen = st.selectbox(label, experts, index=index, placeholder=_("nobody learns it"), **about)
         if chosen:
             assignments[row.skill] = chosen
+    st.caption(_("base: no adapter"))
     return assignments
 
 
