@@ -1,5 +1,7 @@
 """What an advisor does on the results pages: follow a cell, open a mixed question, see what was lost, decide."""
 
+import re
+
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
@@ -41,11 +43,46 @@ def test_a_mixed_question_is_opened_with_all_answers_side_by_side(page: Page) ->
     screenshot(page, "outcomes_question")
 
 
-def test_a_cell_of_the_forgetting_matrix_names_what_was_lost(page: Page) -> None:
+def _pick_row(page: Page, table: int) -> None:
+    """Pick the first row of a table."""
+    found = page.get_by_test_id("stDataFrame").nth(table)
+    found.scroll_into_view_if_needed()
+    box = found.bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + 16, box["y"] + 52)
+    wait_idle(page)
+
+
+def test_a_bar_opens_its_questions_and_one_of_them_side_by_side(page: Page) -> None:
+    open_page(page, "outcomes")
+    _click_plot(page, page.locator(".js-plotly-plot").first, 0.1, 1.5 / 8)  # the second of seven tasks and all of them
+    expect(page.get_by_role("heading", name=re.compile(r"\d+ questions: .*, (?!all tasks)"))).to_be_visible()
+    _pick_row(page, 0)
+    expect(page.get_by_text("Right answer:", exact=False)).to_be_visible()
+
+
+def test_a_set_of_solvers_and_regret_open_their_questions(page: Page) -> None:
+    open_page(page, "outcomes", "outcomes_show=sets&outcomes_by=skill")
+    expect(page.get_by_role("heading", name="questions solved by exactly:")).to_be_visible()
+    screenshot(page, "outcomes_sets")
+    open_page(page, "outcomes", "outcomes_show=regret")
+    expect(page.get_by_text("that an expert solves and mixture", exact=False)).to_be_visible()
+    _pick_row(page, 1)
+    expect(page.get_by_text("Right answer:", exact=False)).to_be_visible()
+    expect(page.get_by_text("What the token-level router gave each expert", exact=False)).to_be_visible()
+    screenshot(page, "outcomes_regret")
+
+
+def test_a_cell_of_the_forgetting_matrix_opens_what_was_lost_and_gained(page: Page) -> None:
     open_page(page, "forgetting")
+    expect(page.get_by_text("after Holm's correction over the", exact=False)).to_be_visible()
     _click_plot(page, page.locator(".js-plotly-plot").first, 0.21, 0.1)
     expect(page.get_by_text("arith · general_knowledge")).to_be_visible()
-    expect(page.get_by_text("Lost:", exact=False)).to_be_visible()
+    expect(page.get_by_role("heading", name="Lost:")).to_be_visible()
+    expect(page.get_by_role("heading", name="Gained:")).to_be_visible()
+    _pick_row(page, 0)
+    expect(page.get_by_text("Right answer:", exact=False)).to_be_visible()
+    screenshot(page, "forgetting_cell")
 
 
 def test_an_advisor_approves_a_run(fresh_page: Page) -> None:
