@@ -4,10 +4,12 @@ Pools of questions, the name of the data set being the skill: the seven sets of 
 reasoning-gym generators, and all of these together. After L labels a skill (L times the number of skills in all, given
 by an oracle), accuracy over the questions without a label: `next_L` asks for them in rounds with `next` and has
 `suggest` answer; `random_L` draws as many uniformly and fits a logistic regression on the MiniLM vectors; `suggest_L`
-has `suggest` answer on the same draws, reading meta-questions in `suggest_3_meta` and both joined in `suggest_3_both`.
-`ece_L`: expected calibration error of `next_L`, and before calibration (`raw`). `near`: share of the ten nearest
-vectors that need the same skill; `nmi` and `ari`: of the clusters that `cluster` finds, one seed each. Median over the
-seeds of the mean over the pools; `POOL/…` of one pool.
+has `suggest` answer on the same draws, reading meta-questions in `suggest_L_meta`, both vectors beside each other in
+`suggest_L_both` and their mean in `suggest_L_mean`. `ece_L`: expected calibration error of `next_L`, and before
+calibration (`raw`). `near`: share of the ten nearest vectors that need the same skill; `nmi` and `ari`: of the clusters
+that `cluster` finds, one seed each. Median over the seeds of the mean over the pools; `POOL/…` of one pool.
+
+`--candidates N`: how many questions `next` draws and looks at; fewer than a pool has tell what drawing costs.
 """
 
 import argparse
@@ -28,12 +30,10 @@ from metamoe_backend.ingest.stage import read_preview
 from metamoe_backend.mapping import CLUSTER_DIMENSIONS, Clusters, compute_clusters, compute_projection, compute_quality
 from metamoe_backend.masking import mask_question
 from metamoe_backend.skills.features import Features, find_neighbours, make_features
-from metamoe_backend.skills.queue import choose_next
+from metamoe_backend.skills.queue import MOST_CANDIDATES, choose_next
 from metamoe_backend.skills.suggest import fit_predict, spread_labels
 
 LABELS = (1, 3, 5, 10)
-FEW = 3
-"""Labels a skill with which meta-questions are compared."""
 ROUND, ROUND_ALL = 10, 20
 """Questions asked for at a time, in a pool and in all pools together."""
 ROWS, ROWS_GENERATED = 150, 40
@@ -51,10 +51,13 @@ GENERATORS = (
 """Every third of the generators in alphabetical order, but for those whose own answers do not score 1."""
 
 ALL = "all"
+PARTS = ("next", "readings")
 
 Scores = dict[str, list[float]]
 """Of a pool: values by figure, one a seed."""
 Note = Callable[[str, float], None]
+Reading = tuple[np.ndarray, list[str]]
+"""Unit vectors [n, dim] and texts."""
 
 
 def main() -> None:
@@ -67,12 +70,29 @@ def main() -> None:
     found: dict[str, Scores] = {}
     for name in [*pools, ALL] if len(pools) > 1 else pools:
         part = frame if name == ALL else frame[frame["pool"] == name]
-        seeds = 1 if options.quick else SEEDS_ALL if name == ALL else SEEDS
-        found[name] = measure_pool(part.reset_index(drop=True), encoded, seeds, ROUND_ALL if name == ALL else ROUND)
-        print(f"{name}: {len(part)} questions, {part.groupby(['pool', 'skill']).ngroups} skills, {seeds} seeds")
-        for figure, values in found[name].items():
-            print(f"  {figure}: {np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})", flush=True)
+        found[name] = measure_pool(name, part.reset_index(drop=True), encoded, options)
     report(summarise(found), options)
+
+
+def measure_pool(name: str, frame: pd.DataFrame, encoded: dict[str, np.ndarray], options: argparse.Namespace) -> Scores:
+    """The figures of one pool that were asked for, printed as well. frame: pool, skill, text, meta."""
+    readings, skills = make_readings(frame, encoded), number_skills(frame)
+    seeds = min(1 if options.quick else options.seeds, SEEDS_ALL if name == ALL else SEEDS)
+    scores: Scores = {}
+    if options.only in (None, "next"):
+        size = ROUND_ALL if name == ALL else ROUND
+        scores |= measure_next(readings["question"], skills, seeds, size, options.candidates)
+    if options.only in (None, "readings"):
+        scores |= measure_readings(readings, skills, seeds)
+    print(f"{name}: {len(frame)} questions, {skills.max() + 1} skills, {seeds} seeds")
+    for figure, values in scores.items():
+        print(f"  {figure}: {np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})", flush=True)
+    return scores
+
+
+def number_skills(frame: pd.DataFrame) -> np.ndarray:
+    """Skills [n] from 0. frame: pool, skill."""
+    return pd.factorize(frame["pool"] + "/" + frame["skill"])[0]
 
 
 def parse_options() -> argparse.Namespace:
@@ -82,6 +102,9 @@ def parse_options() -> argparse.Namespace:
         "--data", type=Path, help="folder with bank/*.tsv and eval/*.jsonl; without it only the generators are measured"
     )
     parser.add_argument("--cache", type=Path, help="folder where vectors are kept between runs")
+    parser.add_argument("--only", choices=PARTS, help="one part of the figures")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"at most {SEEDS}")
+    parser.add_argument("--candidates", type=int, default=MOST_CANDIDATES, help="questions that `next` looks at")
     return parser.parse_args()
 
 
@@ -102,13 +125,18 @@ def summarise(found: dict[str, Scores]) -> dict[str, dict[str, float]]:
 def read_pools(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
     """Per pool the distinct questions of its sets: skill, text."""
     rows, generated = (40, 10) if options.quick else (ROWS, ROWS_GENERATED)
+    sources = {name: read_prompts(f"reasoning_gym:{name}", generated) for name in GENERATORS}
+    return read_files(options, rows) | {"reasoning-gym": _make_pool(sources)}
+
+
+def read_files(options: argparse.Namespace, rows: int) -> dict[str, pd.DataFrame]:
+    """The pools that lie in files; without --data none."""
     pools: dict[str, pd.DataFrame] = {}
     for name in ("bank", "eval"):
         paths = sorted((options.data / name).iterdir()) if options.data else []
         if paths:
             pools[name] = _make_pool({path.stem: read_sample(path, rows) for path in paths})
-    sources = {name: read_prompts(f"reasoning_gym:{name}", generated) for name in GENERATORS}
-    return pools | {"reasoning-gym": _make_pool(sources)}
+    return pools
 
 
 def _make_pool(sources: dict[str, list[str]]) -> pd.DataFrame:
@@ -150,28 +178,35 @@ def encode(texts: Sequence[str], cache: Path | None) -> dict[str, np.ndarray]:
 # ---- measures ---------------------------------------------------------------------------------------------------
 
 
-def measure_pool(frame: pd.DataFrame, encoded: dict[str, np.ndarray], seeds: int, size: int) -> Scores:
-    """Every figure of one pool. frame: pool, skill, text, meta."""
-    skills = pd.factorize(frame["pool"] + "/" + frame["skill"])[0]
-    readings = make_readings(frame, encoded)
-    scores: Scores = {}
-
-    def note(figure: str, value: float) -> None:
-        scores.setdefault(figure, []).append(value)
-
+def measure_next(reading: Reading, skills: np.ndarray, seeds: int, size: int, candidates: int) -> Scores:
+    """Labels that `next` asks for among so many candidates against random ones; how honest the probabilities are."""
+    vectors, texts = reading
+    note, scores = make_notebook()
     for seed in range(seeds):
-        features = {name: make_features(*reading, seed) for name, reading in readings.items()}
+        features = make_features(vectors, texts, seed)
         order = np.random.default_rng(seed).permutation(len(skills))
-        for labels, count in label_in_rounds(features["question"], skills, seed, size):
-            accuracy, error, error_raw = score_suggestions(features["question"], labels, skills, seed)
+        asked = draw_features(reading, features, seed, candidates)
+        for labels, count in label_in_rounds(*asked, skills, seed, size):
+            accuracy, error, error_raw = score_suggestions(features, labels, skills, seed)
             note(f"next_{count}", accuracy)
             note(f"ece_{count}_raw", error_raw)
             note(f"ece_{count}", error)
             drawn = give_labels(skills, order[: (labels >= 0).sum()])
-            note(f"random_{count}", score_baseline(readings["question"][0], drawn, skills))
-            note(f"suggest_{count}", score_suggestions(features["question"], drawn, skills, seed)[0])
-            for name in ("meta", "both") if count == FEW else ():
-                note(f"suggest_{count}_{name}", score_suggestions(features[name], drawn, skills, seed)[0])
+            note(f"random_{count}", score_baseline(vectors, drawn, skills))
+            note(f"suggest_{count}", score_suggestions(features, drawn, skills, seed)[0])
+    return scores
+
+
+def measure_readings(readings: dict[str, Reading], skills: np.ndarray, seeds: int) -> Scores:
+    """What questions, meta-questions and both tell: `suggest` on random draws, neighbours and clusters."""
+    note, scores = make_notebook()
+    for seed in range(seeds):
+        order = np.random.default_rng(seed).permutation(len(skills))
+        for name, reading in readings.items():
+            features = make_features(*reading, seed)
+            for count in LABELS:
+                drawn = give_labels(skills, order[: count * (int(skills.max()) + 1)])
+                note(f"suggest_{count}_{name}", score_suggestions(features, drawn, skills, seed)[0])
     for name, (vectors, _) in readings.items():
         places = find_neighbours(vectors, NEAREST)[1]
         scores[f"near_{name}"] = [float((skills[places] == skills[:, None]).mean())] * seeds
@@ -181,13 +216,29 @@ def measure_pool(frame: pd.DataFrame, encoded: dict[str, np.ndarray], seeds: int
     return scores
 
 
-def make_readings(frame: pd.DataFrame, encoded: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, list[str]]]:
-    """What can be read of the questions: vectors and words of the question, of its meta-question, of both."""
+def make_notebook() -> tuple[Note, Scores]:
+    """A function that adds the next seed's value to a figure, and the figures."""
+    scores: Scores = {}
+    return lambda figure, value: scores.setdefault(figure, []).append(value), scores
+
+
+def draw_features(reading: Reading, features: Features, seed: int, candidates: int) -> tuple[Features, np.ndarray]:
+    """Features and places of the questions that `next` looks at before the first label."""
+    vectors, texts = reading
+    if len(texts) <= candidates:
+        return features, np.arange(len(texts))
+    places = np.sort(np.random.default_rng(seed).choice(len(texts), candidates, replace=False))
+    return make_features(vectors[places], [texts[place] for place in places], seed), places
+
+
+def make_readings(frame: pd.DataFrame, encoded: dict[str, np.ndarray]) -> dict[str, Reading]:
+    """What can be read of the questions: of the question, of its meta-question, both side by side, and their mean."""
     columns = {"question": frame["text"].tolist(), "meta": frame["meta"].tolist()}
     vectors = {name: np.stack([encoded[text] for text in texts]) for name, texts in columns.items()}
     both = [f"{question}\n{meta}" for question, meta in zip(*columns.values(), strict=True)]
     readings = {name: (vectors[name], texts) for name, texts in columns.items()}
-    return readings | {"both": (np.hstack(list(vectors.values())) / np.sqrt(2), both)}
+    joined, means = np.hstack(list(vectors.values())) / np.sqrt(2), sum(vectors.values())
+    return readings | {"both": (joined, both), "mean": (means / np.linalg.norm(means, axis=1, keepdims=True), both)}
 
 
 def find_clusters(vectors: np.ndarray) -> Clusters:
@@ -197,12 +248,17 @@ def find_clusters(vectors: np.ndarray) -> Clusters:
     return compute_clusters(space, settings.min_cluster_size)
 
 
-def label_in_rounds(features: Features, skills: np.ndarray, seed: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield (labels [n], L) for each L of LABELS, as a person comes by them who asks `next` for `size` at a time."""
+def label_in_rounds(
+    features: Features, places: np.ndarray, skills: np.ndarray, seed: int, size: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield (labels [n], L) for each L of LABELS, as a person comes by them who asks `next` for `size` at a time.
+
+    features: of the questions at `places`, among which `next` chooses.
+    """
     labels, kinds = np.full(len(skills), -1), int(skills.max()) + 1
     for count in LABELS:
         while (missing := count * kinds - int((labels >= 0).sum())) > 0:
-            chosen = choose_next(features, labels, min(size, missing), seed)
+            chosen = places[choose_next(features, labels[places], min(size, missing), seed)]
             labels[chosen] = skills[chosen]
         yield labels.copy(), count
 

@@ -4,13 +4,15 @@ import itertools
 import os
 import re
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -69,6 +71,59 @@ def running_dashboard(workspace: Path, command: Sequence[str] = (sys.executable,
     finally:
         process.terminate()
         process.wait()
+
+
+class Relay(socketserver.ThreadingTCPServer):
+    """A port in front of a dashboard's that counts the bytes of its websockets as they cross the wire: compressed."""
+
+    daemon_threads = True
+
+    def __init__(self, dashboard: Dashboard) -> None:
+        self.port = int(dashboard.url.rsplit(":", 1)[1])
+        self.down = self.up = 0
+        super().__init__(("127.0.0.1", 0), _Relayed)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def take(self) -> tuple[int, int]:
+        """Bytes down and up since the last time."""
+        taken, self.down, self.up = (self.down, self.up), 0, 0
+        return taken
+
+
+class _Relayed(socketserver.BaseRequestHandler):
+    server: Relay
+
+    def handle(self) -> None:
+        with socket.create_connection(("127.0.0.1", self.server.port)) as behind:
+            asked = self.request.recv(1 << 16)
+            behind.sendall(asked)
+            counted = b"upgrade: websocket" in asked.lower()
+            downwards = threading.Thread(
+                target=self._pass_on, args=(behind, self.request, "down", counted), daemon=True
+            )
+            downwards.start()
+            self._pass_on(self.request, behind, "up", counted)
+            downwards.join()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, way: str, counted: bool) -> None:
+        with suppress(OSError):  # whoever hangs up first
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+                if counted:
+                    setattr(self.server, way, getattr(self.server, way) + len(data))
+            target.shutdown(socket.SHUT_WR)
+
+
+@contextmanager
+def relayed(dashboard: Dashboard) -> Iterator[tuple[Dashboard, Relay]]:
+    """The dashboard behind a relay until the block ends."""
+    with Relay(dashboard) as relay:
+        threading.Thread(target=relay.serve_forever, daemon=True).start()
+        yield replace(dashboard, url=relay.url), relay
+        relay.shutdown()
 
 
 def _wait_until_up(dashboard: Dashboard) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, WebSocket, expect
+from playwright.sync_api import Browser, Page, expect
 
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.skills import fetch_constraints, fetch_labels
@@ -15,6 +15,7 @@ from tests.browser.driving import (
     lasso,
     open_page,
     open_tab,
+    relayed,
     running_dashboard,
     screenshot,
     wait_idle,
@@ -40,27 +41,6 @@ def read_camera(page: Page) -> list[float]:
     left, right, low, high = page.evaluate(script)
     # The legend takes more or less of the height with each colouring: how high the view reaches is not the person's.
     return [left, right, (low + high) / 2]
-
-
-class Traffic:
-    """Bytes over the page's websockets since the last look."""
-
-    def __init__(self, page: Page) -> None:
-        self.down = self.up = 0
-        page.on("websocket", self._listen)
-
-    def _listen(self, socket: WebSocket) -> None:
-        socket.on("framereceived", lambda frame: self._count(frame, 0))
-        socket.on("framesent", lambda frame: self._count(0, frame))
-
-    def _count(self, down: str | bytes | int, up: str | bytes | int) -> None:
-        self.down += len(down) if isinstance(down, str | bytes) else 0
-        self.up += len(up) if isinstance(up, str | bytes) else 0
-
-    def take(self) -> tuple[int, int]:
-        """Bytes down and up; counting begins anew."""
-        taken, self.down, self.up = (self.down, self.up), 0, 0
-        return taken
 
 
 def count_selected(page: Page) -> int:
@@ -242,43 +222,70 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_eighty_thousand_questions_are_labelled_with_few_bytes(browser: Browser, many: Path) -> None:
-    with running_dashboard(many) as dashboard:
+    """Coloured by cluster the picture stays, coloured by skill it is drawn anew: few bytes in either case."""
+    with running_dashboard(many) as started, relayed(started) as (dashboard, relay):
         with open_tab(browser, dashboard) as page:
-            traffic = Traffic(page)
             open_map(page)
-            assert traffic.take()[0] < 100_000  # a picture, not points
-            lasso(page, page.locator(".st-key-map_figure"), EVERYTHING)
-            expect(page.get_by_role("button", name="Label all")).to_be_visible()
+            assert 0 < relay.take()[0] < 100_000  # a picture, not points
+            picture = read_picture(page)
+            n = label_everything(page, "deduction")
+            down, up = relay.take()  # of all of it: lasso, name and label
+            assert 0 < down < 50_000 and 0 < up < 50_000
+            assert read_picture(page) == picture
+            page.get_by_role("combobox", name="Colour by").click()
+            page.get_by_role("option", name="Skill").click()
+            page.wait_for_function(f"picture => {PICTURE} !== picture", arg=picture)
             wait_idle(page)
-            n = count_selected(page)
-            assert n > 80_000
-            before = read_camera(page)
-            field = page.get_by_role("combobox", name="Label as")
-            field.fill("deduction")
-            field.press("Enter")
-            wait_idle(page)
-            page.get_by_role("button", name="Label all").click()
-            expect(page.get_by_text(f"Labelled {n:,} questions 'deduction'").first).to_be_visible()
-            wait_idle(page)
-            down, up = traffic.take()  # of all of it: lasso, name and label
-            assert down < 50_000 and up < 50_000
-            assert read_camera(page) == pytest.approx(before)
-            page.get_by_test_id("stButtonGroup").get_by_text("Pan", exact=True).click()
-            wait_idle(page)
-            source = "document.querySelector('.st-key-map_figure .js-plotly-plot').layout.images[0].source"
-            whole = page.evaluate(source)
-            area = page.locator(".st-key-map_figure .nsewdrag").first.bounding_box()
-            assert area is not None
-            page.mouse.move(area["x"] + area["width"] / 2, area["y"] + area["height"] / 2)
-            for _ in range(5):
-                page.mouse.wheel(0, -300)
-            page.wait_for_function(f"whole => {source} !== whole", arg=whole)  # drawn anew, from nearer
-            wait_idle(page)
-            left, right, _ = read_camera(page)
-            assert right - left < before[1] - before[0]
+            picture = read_picture(page)
+            relay.take()
+            assert label_everything(page, "induction") == n
+            page.wait_for_function(f"picture => {PICTURE} !== picture", arg=picture)
+            down, up = relay.take()
+            assert 0 < down < 50_000 and 0 < up < 50_000
+            look_closer(page)
             expect_no_bug(page)
-        dashboard.process.terminate()
-        dashboard.process.wait()
+        started.process.terminate()
+        started.process.wait()
     with Store.open(Workspace(many)) as store:
         labels = fetch_labels(store)
-    assert len(labels) == n and set(labels["skill"]) == {"deduction"}
+    assert len(labels) == n > 80_000 and set(labels["skill"]) == {"induction"}
+
+
+PICTURE = "document.querySelector('.st-key-map_figure .js-plotly-plot').layout.images[0].source"
+
+
+def read_picture(page: Page) -> str:
+    return page.evaluate(PICTURE)
+
+
+def label_everything(page: Page, skill: str) -> int:
+    """Draw round all of the map, and give it a skill: how many questions. The camera stays."""
+    lasso(page, page.locator(".st-key-map_figure"), EVERYTHING)
+    expect(page.get_by_role("button", name="Label all")).to_be_visible()
+    wait_idle(page)
+    n, before = count_selected(page), read_camera(page)
+    field = page.get_by_role("combobox", name="Label as")
+    field.fill(skill)
+    field.press("Enter")
+    wait_idle(page)
+    page.get_by_role("button", name="Label all").click()
+    expect(page.get_by_text(f"Labelled {n:,} questions '{skill}'").first).to_be_visible()
+    wait_idle(page)
+    assert read_camera(page) == pytest.approx(before)
+    return n
+
+
+def look_closer(page: Page) -> None:
+    """Turn the wheel: the picture is drawn anew, from nearer."""
+    page.get_by_test_id("stButtonGroup").get_by_text("Pan", exact=True).click()
+    wait_idle(page)
+    whole, before = read_picture(page), read_camera(page)
+    area = page.locator(".st-key-map_figure .nsewdrag").first.bounding_box()
+    assert area is not None
+    page.mouse.move(area["x"] + area["width"] / 2, area["y"] + area["height"] / 2)
+    for _ in range(5):
+        page.mouse.wheel(0, -300)
+    page.wait_for_function(f"whole => {PICTURE} !== whole", arg=whole)
+    wait_idle(page)
+    left, right, _ = read_camera(page)
+    assert right - left < before[1] - before[0]
