@@ -32,8 +32,10 @@ check: setup-dev
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+# Browsers are driven one at a time; everything else in two processes of one thread each.
 test: check
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not browser"
+	$(PY) -m pytest -m browser
 
 # The tests that need neither the packaged model nor a browser.
 fast: setup-dev

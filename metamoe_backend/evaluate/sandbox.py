@@ -329,11 +329,14 @@ class _Run:
         for end in self.informed:
             if not self.read[end] and select.select([end], [], [], 0)[0]:
                 self.read[end] += os.read(end, 65536)
+        first: list[int] = []
         for process, end in zip(self.processes, self.informed, strict=False):
             inner = _find_inner(self.read[end])
             with suppress(ProcessLookupError):
-                if inner is not None and process.poll() is None:
-                    os.kill(inner, signal.SIGKILL)
+                if inner is not None:
+                    first.append(os.pidfd_open(inner))
+                    if process.poll() is None:  # or it ends by itself, and its number may soon be another's
+                        signal.pidfd_send_signal(first[-1], signal.SIGKILL)
         for process in self.processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_COLLECT_S)
@@ -341,6 +344,9 @@ class _Run:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        for ended in first:  # bwrap may be gone before it
+            select.select([ended], [], [], _COLLECT_S)
+            os.close(ended)
         for end in reading:
             while select.select([end], [], [], START_S)[0] and (data := os.read(end, 65536)):
                 self.read[end] += data

@@ -73,6 +73,6 @@ def test_a_run_is_picked_in_the_table_and_stands_in_the_address(page: Page) -> N
     wait_idle(page)
     expect(page.get_by_role("button", name="run 20", exact=False)).to_be_visible()
     assert "run=" in page.url
-    address = page.url.split("?", 1)[1]
+    picked, address = page.locator("strong").get_by_text(" · ").inner_text(), page.url.split("?", 1)[1]
     open_page(page, "jobs", address)
-    expect(page.locator("strong").get_by_text("training · letters")).to_be_visible()
+    expect(page.locator("strong").get_by_text(" · ")).to_have_text(picked)
