@@ -7,7 +7,7 @@ by an oracle), accuracy over the questions without a label: `next_L` asks for th
 has `suggest` answer on the same draws, reading meta-questions in `suggest_L_meta`, both vectors beside each other in
 `suggest_L_both` and their mean in `suggest_L_mean`. `ece_L`: expected calibration error of `next_L`, and before
 calibration (`raw`). `near`: share of the ten nearest vectors that need the same skill; `nmi` and `ari`: of the clusters
-that `cluster` finds, one seed each. Median over the seeds of the mean over the pools; `POOL/…` of one pool.
+that `cluster` finds. Median over the seeds of the mean over the pools; `POOL/…` of one pool.
 
 `--candidates N`: how many questions `next` draws and looks at; fewer than a pool has tell what drawing costs.
 """
@@ -210,9 +210,10 @@ def measure_readings(readings: dict[str, Reading], skills: np.ndarray, seeds: in
     for name, (vectors, _) in readings.items():
         places = find_neighbours(vectors, NEAREST)[1]
         scores[f"near_{name}"] = [float((skills[places] == skills[:, None]).mean())] * seeds
-        quality = compute_quality(vectors, find_clusters(vectors), skills, 0)
-        for figure in ("nmi", "ari"):
-            scores[f"{figure}_{name}"] = [quality[figure] or 0.0] * seeds
+        for seed in range(seeds):
+            quality = compute_quality(vectors, find_clusters(vectors, seed), skills, 0)
+            for figure in ("nmi", "ari"):
+                note(f"{figure}_{name}", quality[figure] or 0.0)
     return scores
 
 
@@ -241,10 +242,10 @@ def make_readings(frame: pd.DataFrame, encoded: dict[str, np.ndarray]) -> dict[s
     return readings | {"both": (joined, both), "mean": (means / np.linalg.norm(means, axis=1, keepdims=True), both)}
 
 
-def find_clusters(vectors: np.ndarray) -> Clusters:
-    """Clusters as `cluster` finds them by default."""
+def find_clusters(vectors: np.ndarray, seed: int) -> Clusters:
+    """Clusters as `cluster` finds them by default, with this seed."""
     settings = ClusterConfig()
-    space = compute_projection(vectors, CLUSTER_DIMENSIONS, settings.neighbours, 0.0, settings.seed)
+    space = compute_projection(vectors, CLUSTER_DIMENSIONS, settings.neighbours, 0.0, seed)
     return compute_clusters(space, settings.min_cluster_size)
 
 

@@ -155,7 +155,7 @@ def main() -> None:
     if options.memory:
         measure_memory(options.memory)
         return
-    rounds, shapes = (2, QUICK_SHAPES) if options.quick else (8, SHAPES)
+    rounds, shapes = (2, QUICK_SHAPES) if options.quick else (5, SHAPES)
     base = load_base("smollm2-135m", "cpu").model.eval()
     figures: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name:
