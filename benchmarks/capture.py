@@ -56,6 +56,7 @@ def read_questions() -> pd.DataFrame:
             "choices": [row["choices"] for row in rows],
             "gold": [row["gold"] for row in rows],
             "answer": [row["choices"][row["gold"]] for row in rows],
+            "metadata": None,
         }
     )
 

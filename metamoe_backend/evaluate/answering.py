@@ -13,7 +13,7 @@ from metamoe_backend.evaluate.activations import ActivationCollector
 from metamoe_backend.evaluate.generation import Stop, find_stop_tokens, iterate_outputs
 from metamoe_backend.evaluate.loglikelihood import PackedQuestion, iterate_logliks, pack_question
 from metamoe_backend.evaluate.programs import list_stops
-from metamoe_backend.evaluate.prompts import encode_pair, encode_prompt, make_continuation
+from metamoe_backend.evaluate.prompts import encode_blank, encode_pair, encode_prompt, has_blank, make_continuation
 from metamoe_backend.evaluate.scorers import score_choices, score_output, score_programs
 
 if TYPE_CHECKING:
@@ -159,5 +159,8 @@ def list_options(question: Any) -> list[str]:
 
 def pack_texts(answerer: Answerer, question: Any, texts: Sequence[str]) -> PackedQuestion:
     """One question with several texts to be read behind it, as one row (`loglikelihood.pack_question`)."""
-    pairs = [encode_pair(answerer.tokenizer, question.shown_text, make_continuation(text)) for text in texts]
+    if has_blank(question.metadata):
+        pairs = [encode_blank(answerer.tokenizer, question.shown_text, text) for text in texts]
+    else:
+        pairs = [encode_pair(answerer.tokenizer, question.shown_text, make_continuation(text)) for text in texts]
     return pack_question(pairs, answerer.max_positions)

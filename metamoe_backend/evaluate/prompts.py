@@ -6,6 +6,7 @@ at once and ends with [DONE]), a blank line between them.
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,13 +16,19 @@ import pandas as pd
 from metamoe_backend.evaluate.programs import mark_end
 from metamoe_backend.train.examples import join_answer, make_prompt
 
+BLANK = "_"
+"""What an option fills in a WinoGrande sentence."""
+
 
 def make_shown_text(template: str, prompt: str, shots: Sequence[tuple[str, str]] = ()) -> str:
-    """The text before the answer. shots: (prompt, answer) of the examples, in order.
+    """The text before the answer. shots: (prompt, answer) of the examples, in order; an answer filled in is empty.
 
     Raises `ConfigError` if the template has no place for the question.
     """
-    examples = [join_answer(make_prompt(template, shot), answer) for shot, answer in shots]
+    examples = [
+        join_answer(make_prompt(template, shot), answer) if answer else make_prompt(template, shot)
+        for shot, answer in shots
+    ]
     return "\n\n".join([*examples, make_prompt(template, prompt)])
 
 
@@ -48,11 +55,29 @@ def draw_shots(train: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
 def make_shots(drawn: pd.DataFrame, count: int, question_id: str) -> list[tuple[str, str]]:
     """(prompt, answer) of the first `count` drawn examples that are not the question itself."""
     others = drawn[drawn["question_id"] != question_id].head(count)
-    answers = [
-        mark_end(answer, metadata) if regime == "code" else answer
-        for regime, answer, metadata in zip(others["regime"], others["answer"], others["metadata"], strict=True)
-    ]
-    return list(zip(others["prompt"], answers, strict=True))
+    return [_make_shot(row) for row in others.itertuples()]
+
+
+def _make_shot(row: Any) -> tuple[str, str]:
+    if row.regime == "code":
+        return row.prompt, mark_end(row.answer, row.metadata)
+    if row.regime == "choices" and has_blank(row.metadata):
+        return row.prompt.replace(BLANK, row.answer), ""
+    return row.prompt, row.answer
+
+
+def has_blank(metadata: Any) -> bool:
+    """Whether a question is a sentence with a blank that its options fill (WinoGrande)."""
+    return isinstance(metadata, str) and '"blank"' in metadata and "blank" in json.loads(metadata)
+
+
+def encode_blank(tokenizer: Any, shown_text: str, option: str) -> tuple[list[int], int]:
+    """As `encode_pair` for a sentence with a blank: the option stands in it, what follows is scored.
+
+    Partial evaluation (Trinh and Le 2018, arXiv 1806.02847), as lm-evaluation-harness scores WinoGrande.
+    """
+    before, _, after = shown_text.rpartition(BLANK)
+    return encode_pair(tokenizer, before + option, make_continuation(after.strip()))
 
 
 def encode_prompt(tokenizer: Any, shown_text: str) -> list[int]:

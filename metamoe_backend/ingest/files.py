@@ -120,7 +120,7 @@ def _read_jsonl(path: Path) -> Records:
 
 
 def _read_json(path: Path) -> Records:
-    """A list of objects, an object of equally long lists, or one object a line (which many call .json)."""
+    """A list of objects (perhaps with remarks around it), an object of equally long lists, or one object a line."""
     if _is_jsonl(path):
         yield from _read_jsonl(path)
         return
@@ -162,6 +162,9 @@ def _json_rows(path: Path, document: Any) -> list[Any]:
     if isinstance(document, list):
         return document
     columns = list(document.values()) if isinstance(document, dict) else []
+    tables = [column for column in columns if isinstance(column, list)]
+    if len(columns) > len(tables) == 1 and tables[0] and all(isinstance(row, dict) for row in tables[0]):
+        return tables[0]  # BBH: a remark and the examples
     if not columns or not all(isinstance(column, list) for column in columns):
         raise InputError(f"{path.name} is neither a list of objects nor an object of lists; write it as one of these.")
     if len({len(column) for column in columns}) > 1:

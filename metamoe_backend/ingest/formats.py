@@ -9,10 +9,12 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from metamoe_backend.errors import ConfigError, InputError
+from metamoe_backend.evaluate.letters import LETTERS, add_letters
+from metamoe_backend.evaluate.prompts import BLANK
 from metamoe_backend.rows import Regime
 
 FIELDS = ("prompt", "choices", "answer", "explanation", "split")
@@ -22,6 +24,8 @@ PLAIN_TEMPLATE = "{prompt}\nAnswer:"
 """BoolQ's (the passage comes first) and reasoning-gym's, whose prompts say how to answer."""
 STEM_TEMPLATE = "{prompt}"
 """The question's words alone, which the answer continues."""
+BBH_TEMPLATE = "Q: {prompt}\nA:"
+CMMLU_TEMPLATE = "{prompt}\n答案："
 BENCHMARK_TEMPLATES = {"openbookqa": STEM_TEMPLATE}
 """What lm-evaluation-harness shows where the columns alone do not tell, by the task's name in small letters."""
 CODE_TEMPLATE = "You are an expert Python programmer, and here is your task: {prompt}\n[BEGIN]\n"
@@ -287,6 +291,85 @@ def _read_piqa(values: Values) -> Item:
     return _choice_item(prompt, choices, _gold_at(values, "label", choices))
 
 
+def _read_open_book(values: Values) -> Item:
+    choices, labels = _choices_at(values, "choices")
+    key = _text(values, "answerKey", "answer")
+    return _choice_item(_text(values, "question_stem", "question"), choices, _find_answer(choices, labels, key))
+
+
+def _read_nested_stem(values: Values) -> Item:
+    """ARC, OpenBookQA and CommonsenseQA as their authors publish them: the question holds stem and choices."""
+    question = values.get("question")
+    if not isinstance(question, Mapping):
+        raise RowRejected("the question (column 'question') does not hold a stem and choices")
+    choices, labels = _choices_at(question, "choices")
+    gold = _find_answer(choices, labels, _text(values, "answerKey", "answer"))
+    prompt = _text(question, "stem", "question")
+    return _letter(prompt, choices, gold) if "question_concept" in question else _choice_item(prompt, choices, gold)
+
+
+def _read_commonsense(values: Values) -> Item:
+    choices, labels = _choices_at(values, "choices")
+    gold = _find_answer(choices, labels, _text(values, "answerKey", "answer"))
+    return _letter(_text(values, "question", "question"), choices, gold)
+
+
+def _read_mmlu(values: Values) -> Item:
+    choices, _ = _choices_at(values, "choices")
+    return _letter(_text(values, "question", "question"), choices, _gold_at(values, "answer", choices))
+
+
+def _read_cmmlu(values: Values) -> Item:
+    choices = [_text(values, column, "choice") for column in LETTERS[:4]]
+    gold = _find_answer(choices, list(LETTERS[:4]), _text(values, "Answer", "answer"))
+    return _letter(_text(values, "Question", "question"), choices, gold)
+
+
+def _letter(prompt: str, choices: Sequence[str], gold: int) -> Item:
+    """The options in the prompt, their letters the choices: MMLU, CMMLU and CommonsenseQA in lm-evaluation-harness."""
+    if len(choices) > len(LETTERS):
+        raise RowRejected(f"the row has {len(choices)} choices; at most {len(LETTERS)} can have letters")
+    return _choice_item(add_letters(prompt, choices), list(LETTERS[: len(choices)]), gold)
+
+
+def _read_hella_swag(values: Values) -> Item:
+    """As lm-evaluation-harness prepares it: the activity before the context, marks such as [title] taken out."""
+    if is_missing(values.get("ctx_a")) and is_missing(values.get("ctx_b")):
+        raise RowRejected("the row has no question (columns 'ctx_a' and 'ctx_b' are missing or empty)")
+    second = _optional_text(values, "ctx_b") or ""
+    context = f"{_optional_text(values, 'ctx_a') or ''} {second.capitalize()}"
+    endings, _ = _choices_at(values, "endings")
+    choices = [_take_out_marks(ending) for ending in endings]
+    if not all(choices):
+        raise RowRejected("a choice is empty but for marks such as [title]")
+    prompt = _take_out_marks(f"{_text(values, 'activity_label', 'activity')}: {context}")
+    return _choice_item(prompt, choices, _gold_at(values, "label", choices))
+
+
+def _take_out_marks(text: str) -> str:
+    plain = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
+    return plain.replace("  ", " ").strip()
+
+
+def _read_wino_grande(values: Values) -> Item:
+    """The blank stays in the prompt: what stands behind it is scored after each option (`prompts.encode_blank`)."""
+    sentence = _text(values, "sentence", "question")
+    if sentence.count(BLANK) != 1 or not sentence.partition(BLANK)[2].strip():
+        raise RowRejected("the sentence must have exactly one blank '_' with words behind it")
+    choices = [_text(values, column, "choice") for column in ("option1", "option2")]
+    number = _index(values.get("answer"))
+    if is_missing(values.get("answer")):
+        raise RowRejected("the row has no answer (column 'answer' is missing or empty)")
+    if number not in (1, 2):
+        raise RowRejected(f"the answer {_shown(values['answer'])} is neither 1 nor 2")
+    item = _choice_item(sentence, choices, number - 1)
+    return replace(item, metadata={"blank": BLANK})
+
+
+def _read_bbh(values: Values) -> Item:
+    return Item(_text(values, "input", "question"), _text(values, "target", "answer"))
+
+
 def _read_mbpp(values: Values) -> Item:
     prompt = _text(values, "text" if "text" in values else "prompt", "question")
     code = values.get("code")
@@ -452,7 +535,46 @@ FORMATS = (
         {"prompt": "context", "answer": "answer", "explanation": "chain_of_thought"},
         _read_context,
     ),
+    Format(
+        "stem and choices",
+        {"prompt": "question", "answer": "answerKey"},
+        _read_nested_stem,
+        looks=lambda values: isinstance(values.get("question"), Mapping),
+    ),
+    Format(
+        "CommonsenseQA",
+        {"prompt": "question", "choices": "choices", "answer": "answerKey"},
+        _read_commonsense,
+        also_needs=("question_concept",),
+    ),
     Format("ARC", {"prompt": "question", "choices": "choices", "answer": "answerKey"}, _read_arc),
+    Format(
+        "OpenBookQA",
+        {"prompt": "question_stem", "choices": "choices", "answer": "answerKey"},
+        _read_open_book,
+        STEM_TEMPLATE,
+    ),
+    Format(
+        "HellaSwag",
+        {"prompt": "activity_label,ctx_a,ctx_b", "choices": "endings", "answer": "label"},
+        _read_hella_swag,
+        STEM_TEMPLATE,
+    ),
+    Format(
+        "WinoGrande",
+        {"prompt": "sentence", "choices": "option1,option2", "answer": "answer"},
+        _read_wino_grande,
+        STEM_TEMPLATE,
+    ),
+    Format(
+        "MMLU",
+        {"prompt": "question", "choices": "choices", "answer": "answer"},
+        _read_mmlu,
+        PLAIN_TEMPLATE,
+        also_needs=("subject",),
+    ),
+    Format("CMMLU", {"prompt": "Question", "choices": "A,B,C,D", "answer": "Answer"}, _read_cmmlu, CMMLU_TEMPLATE),
+    Format("BBH", {"prompt": "input", "answer": "target"}, _read_bbh, BBH_TEMPLATE, may_have=frozenset({"id", "idx"})),
     Format("PiQA", {"prompt": "goal", "choices": "sol1,sol2", "answer": "label"}, _read_piqa),
     Format("BoolQ", {"prompt": "passage,question", "answer": "answer"}, _read_boolq, PLAIN_TEMPLATE),
     Format("instruction", {"prompt": "instruction", "answer": "output"}, _read_instruction),
