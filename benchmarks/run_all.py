@@ -25,6 +25,7 @@ SCRIPTS = (
     "activation_rows.py",
     "capture.py",
     "map_scale.py",
+    "map_browser.py",
     "labelling.py",
 )
 NEEDS = {
