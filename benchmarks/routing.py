@@ -149,9 +149,10 @@ def run_memory(side: str) -> float:
 def main() -> None:
     """Measure and report."""
     parser = make_parser(__doc__ or "")
+    parser.add_argument("--threads", type=int, default=2, help="one, where others compute on the same cores")
     parser.add_argument("--memory", choices=["lora", "ours"], help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     if options.memory:
         measure_memory(options.memory)
         return
