@@ -73,6 +73,12 @@ def test_the_bank_says_unknown_where_nobody_said() -> None:
     assert shown["base"].tolist() == ["smollm2-135m", "own"] and shown["parameters"].tolist() == [1.5, 1.5]
 
 
+def open_part(app: AppTest, part: str) -> AppTest:
+    """Open one part of the page: plan, bank, likeness, choose or data."""
+    app.query_params["experts_part"] = part
+    return app.run()
+
+
 @pytest.fixture
 def opened(synthetic: Workspace, monkeypatch: pytest.MonkeyPatch):
     """The Experts page on a copy of the synthetic workspace."""
@@ -118,6 +124,21 @@ def test_skills_are_moved_and_the_plan_is_saved_under_a_new_name(opened: AppTest
     assert not app.exception and not app.error and app_plan(app) == "first"
 
 
+def test_what_was_moved_and_not_saved_outlives_a_look_at_another_part(opened: AppTest) -> None:
+    app = opened.run()
+    give(app, "logic").set_value("letters").run()
+    part = next(group for group in app.button_group if group.key == "experts_part")
+    part.set_value("bank").run()
+    assert not app.exception and app.query_params["experts_part"] == "bank"
+    assert any("rank" in frame.value for frame in app.dataframe)
+    assert not [group for group in app.button_group if "experts_give" in (group.key or "")]
+    next(group for group in app.button_group if group.key == "experts_part").set_value("choose").run()
+    next(group for group in app.button_group if group.key == "experts_part").set_value("plan").run()
+    assert not app.exception and not app.warning and "experts_part" not in app.query_params
+    assert give(app, "logic").value == "letters"
+    assert any("differs from the plan first" in caption.value for caption in app.caption)
+
+
 def test_a_plan_that_has_trained_is_kept_and_the_page_says_why(opened: AppTest) -> None:
     app = opened.run()
     give(app, "logic").set_value("letters").run()
@@ -146,7 +167,7 @@ def test_an_adapter_from_elsewhere_is_imported_or_refused_in_a_sentence(opened: 
 
     base = make_tiny_base(tmp_path / "base")
     adapter = make_tiny_adapter(tmp_path / "guest", base)
-    app = opened.run()
+    app = open_part(opened, "bank")
     app.text_input(key="experts_import_0_source").set_value(str(adapter))
     app.text_input(key="experts_import_0_name").set_value("arith").run()
     app.button(key="experts_import_go").click().run()
@@ -180,7 +201,7 @@ def test_without_a_labelling_the_page_says_where_to_make_one(
 def test_a_choice_is_shown_with_every_rank_and_its_reason(opened: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
     went: list[str] = []
     monkeypatch.setattr("pages.shared.experts_selection.open_page", went.append)
-    app = opened.run()
+    app = open_part(opened, "choose")
     assert not app.exception and not app.error
     store = state.get_store()
     run_id = fetch_selections(store)["run_id"].iloc[0]
@@ -217,7 +238,7 @@ def test_a_selection_is_asked_for_as_the_command_shown(opened: AppTest, monkeypa
         raise ConfigError("Not now; later.")
 
     monkeypatch.setattr("pages.shared.experts_selection.launch", refuse)
-    app = opened.run()
+    app = open_part(opened, "choose")
     app.number_input(key="experts_select_k").set_value(5)
     app.number_input(key="experts_select_experts").set_value(9).run()
     assert any("experts is 9 but shortlist is 8" in warning.value for warning in app.warning)
@@ -231,7 +252,7 @@ def test_a_selection_is_asked_for_as_the_command_shown(opened: AppTest, monkeypa
 
 
 def test_mistakes_are_compared_where_weights_cannot_be(opened: AppTest) -> None:
-    app = opened.run()
+    app = open_part(opened, "likeness")
     assert any("files in this workspace are needed" in caption.value for caption in app.caption)
     app.selectbox(key="experts_likeness").select("mistakes").run()
     assert not app.exception and not app.error
@@ -240,7 +261,7 @@ def test_mistakes_are_compared_where_weights_cannot_be(opened: AppTest) -> None:
 
 
 def test_choosing_data_shows_what_was_decided_and_why(opened: AppTest, synthetic: Workspace) -> None:
-    app = opened.run()
+    app = open_part(opened, "data")
     assert not app.exception and not app.error
     said = next(each.value for each in app.markdown if each.value.startswith("For syllogism, "))
     assert said == (
@@ -264,7 +285,7 @@ def test_a_data_selection_is_started_with_the_command_that_does_the_same(
 ) -> None:
     asked: list[tuple] = []
     monkeypatch.setattr(experts_data, "_launch", lambda *args: asked.append(args))
-    app = opened.run()
+    app = open_part(opened, "data")
     next(each for each in app.button_group if each.key == "experts_data_pool").set_value("tasks")
     app.run()
     assert "experts_data_go" not in {button.key for button in app.button}
@@ -278,6 +299,6 @@ def test_a_data_selection_is_started_with_the_command_that_does_the_same(
 
 
 def test_the_way_to_train_on_a_data_selection_is_shown(opened: AppTest, synthetic: Workspace) -> None:
-    app = opened.run()
+    app = open_part(opened, "data")
     run_id = fetch_data_selections(state.get_store())["run_id"].iloc[0]
     assert any(code.value.endswith(f"train expert syllogism-data --data {run_id}") for code in app.code)

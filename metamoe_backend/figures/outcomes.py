@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from metamoe_backend.evaluate.outcomes import BEST_SINGLE, MAJORITY
+from metamoe_backend.evaluate.answers import ALL_TASKS
+from metamoe_backend.evaluate.outcomes import BEST_SINGLE, MAJORITY, NO_SKILL
 from metamoe_backend.figures.style import GREY, KIND_COLOURS, OUTCOME_COLOURS, SEQUENTIAL, finish, plain
 from metamoe_backend.i18n import _
 
@@ -36,13 +37,14 @@ def _stack_bars(
 ) -> go.Figure:
     """counts: `group`, `value`, questions, share."""
     groups = list(dict.fromkeys(counts[group]))
+    labels = {ALL_TASKS: _("all tasks"), NO_SKILL: _("no skill")}
     figure = go.Figure()
     for code, colour in colours.items():
         part = counts[counts[value] == code].set_index(group).reindex(groups)
         questions = part["questions"].fillna(0).astype(int)
         figure.add_trace(
             go.Bar(
-                y=[plain(name, 32) for name in groups],
+                y=[plain(labels.get(name, name), 32) for name in groups],
                 x=part["share"],
                 orientation="h",
                 name=names[code],
@@ -93,7 +95,9 @@ def make_error_figure(errors: pd.DataFrame, kinds: dict[str, str], height: int =
     )
     oracle = errors[errors["system"] == "oracle"]
     if len(oracle):
-        figure.add_vline(x=float(oracle["error_rate"].iloc[0]), line={"dash": "dot"}, annotation_text=_("oracle"))
+        figure.add_vline(
+            x=float(oracle["error_rate"].iloc[0]), line={"dash": "dot", "color": GREY}, annotation_text=_("oracle")
+        )
     finish(figure, height, legend=False)
     figure.update_xaxes(title=_("error rate, 95 % interval"), tickformat=".0%", range=[-0.02, 1.02])
     return figure

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pandas as pd
 import plotly.graph_objects as go
 
-from metamoe_backend.figures.style import SEQUENTIAL, finish, make_cells_clickable, plain
+from metamoe_backend.figures.style import GREY, SEQUENTIAL, finish, make_cells_clickable, plain
 from metamoe_backend.i18n import _
 
 MOST_TEXTS = 10
@@ -244,7 +244,7 @@ def make_load_figure(load: pd.DataFrame, height: int = 220) -> go.Figure:
             hovertemplate="%{y}: %{x:.1%}<extra></extra>",
         )
     )
-    figure.add_vline(x=1 / max(len(load), 1), line={"dash": "dot", "width": 1})
+    figure.add_vline(x=1 / max(len(load), 1), line={"dash": "dot", "width": 1, "color": GREY})
     finish(figure, height, legend=False)
     figure.update_xaxes(title=_("mean gate weight (dotted: even)"), tickformat=".0%", rangemode="tozero")
     figure.update_yaxes(autorange="reversed")

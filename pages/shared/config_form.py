@@ -129,7 +129,14 @@ def _render_field(info: FieldInfo, path: str, value: Any, options: FormOptions) 
     if kind.base in (int, float):
         return _render_number(label, kind, value, info, about)
     if kind.base is list:
-        return st.multiselect(label, list(value or []), default=list(value or []), accept_new_options=True, **about)
+        return st.multiselect(
+            label,
+            list(value or []),
+            default=list(value or []),
+            accept_new_options=True,
+            placeholder=_("not set"),
+            **about,
+        )
     text = st.text_input(label, value=str(value or ""), **about).strip()
     return text or None if kind.optional else text
 
@@ -138,7 +145,11 @@ def _render_choice(label: str, kind: _Kind, value: Any, path: str, options: Form
     offered = list(options.choices.get(path, kind.literals))
     words = options.shown_as.get(path, {})
     free = path in options.free
-    about |= {"format_func": lambda choice: words.get(choice, choice), "accept_new_options": free}
+    about |= {
+        "format_func": lambda choice: words.get(choice, choice),
+        "accept_new_options": free,
+        "placeholder": _("not set"),
+    }
     if kind.base is list:
         chosen = [each for each in value or [] if each in offered or free]
         return st.multiselect(label, list(dict.fromkeys([*offered, *chosen])), default=chosen, **about)

@@ -36,11 +36,11 @@ def describe_bank(adapters: pd.DataFrame, changes: pd.DataFrame) -> pd.DataFrame
         {
             "adapter": adapters["adapter"],
             "kind": [kind_name(kind) for kind in adapters["kind"]],
-            "source": [source_name(source) for source in adapters["source"]],
-            "since": [since.get(name, "–") for name in adapters["adapter"]],
-            "plan": adapters["plan"].fillna("–"),
             "skills": [list(skills) for skills in adapters["skills"]],
             "trained_on": [list(tasks) or [_("unknown")] for tasks in adapters["trained_on"]],
+            "since": [since.get(name, "–") for name in adapters["adapter"]],
+            "plan": adapters["plan"].fillna("–"),
+            "source": [source_name(source) for source in adapters["source"]],
             "rank": adapters["rank"],
             "alpha": adapters["alpha"],
             "targets": [list(targets) for targets in adapters["targets"]],
@@ -72,13 +72,12 @@ def render_bank(adapters: pd.DataFrame, changes: pd.DataFrame) -> None:
                 "base": _("Base model"), "sha256": "SHA-256",
             },
             formats={
-                "kind": st.column_config.TextColumn(_("Kind"), help=_kind_help(), width="small"),
-                "since": st.column_config.TextColumn(_("Labels since"), help=since_help(), width="small"),
+                "kind": st.column_config.TextColumn(_("Kind"), help=_kind_help()),
+                "since": st.column_config.TextColumn(_("Labels since"), help=since_help()),
                 "parameters": st.column_config.NumberColumn(_("Parameters, millions"), format="%.2f"),
                 "created_at": st.column_config.DatetimeColumn(_("When (UTC)"), format="YYYY-MM-DD HH:mm"),
             },
             select="single-row",
-            height=min(420, 45 + 36 * max(2, len(adapters))),
         )  # fmt: skip
     names = adapters["adapter"].tolist()
     wanted = get_selection().expert

@@ -58,7 +58,6 @@ def _load_train_tasks(store: Store) -> dict[str, int]:
 
 def render_data() -> None:
     """The whole part of the page."""
-    st.subheader(_("Choose data"), anchor=False)
     selections = _load_data_selections(get_store())
     st.caption(
         _(
@@ -146,7 +145,12 @@ def _render_pool(tasks: list[str]) -> dict[str, Any]:
     )  # fmt: skip
     if kind == "tasks":
         return {
-            "tasks": st.multiselect(_("Tasks whose train questions form the pool"), tasks, key="experts_data_tasks")
+            "tasks": st.multiselect(
+                _("Tasks whose train questions form the pool"),
+                tasks,
+                key="experts_data_tasks",
+                placeholder=_("choose tasks"),
+            )
         }
     if kind == "path":
         path = st.text_input(_("Path of a .jsonl .json .csv .tsv .parquet file"), key="experts_data_path").strip()

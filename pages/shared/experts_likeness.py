@@ -43,7 +43,6 @@ _pair_agreement = st.cache_data(show_spinner=False, max_entries=64)(compute_pair
 
 def render_likeness(adapters: pd.DataFrame) -> None:
     """Heatmap and dendrogram of the bank; the clicked pair beside them."""
-    st.subheader(_("How alike the adapters are"), anchor=False)
     words = {"weights": _("in their weight changes"), "mistakes": _("in their mistakes")}
     with st.container(horizontal=True, vertical_alignment="bottom"):
         of = select_in_address(_("Compared"), list(words), "experts_likeness", lambda code: words[code])

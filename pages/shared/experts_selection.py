@@ -70,7 +70,6 @@ def _load_tasks(store: Store) -> list[str]:
 
 def render_selection(adapters: pd.DataFrame) -> None:
     """The whole part of the page."""
-    st.subheader(_("Choose for a task"), anchor=False)
     selections = _load_selections(get_store())
     st.caption(
         _(

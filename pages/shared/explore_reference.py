@@ -15,6 +15,8 @@ from pages.shared.text import plain
 
 HISTORY = "explore_history"
 _KEPT = 30
+_TABLES_HEIGHT = 600
+"""Pixels of the list of tables, which scrolls in itself: the result below the editor stays in sight."""
 Use = Callable[[str], None]
 
 
@@ -67,6 +69,11 @@ def _render_tables(use: Use) -> None:
         key="explore_find",
         placeholder=_("prompt, label, skill …"),
     )
+    with st.container(height=_TABLES_HEIGHT, border=False, gap="xsmall"):
+        _render_found(schema, wanted, use)
+
+
+def _render_found(schema: pd.DataFrame, wanted: str, use: Use) -> None:
     for (name, kind), columns in schema.groupby(["table", "kind"], sort=False):
         text = " ".join([name, *columns["column"], *columns["description"]])
         if wanted and wanted.lower() not in text.lower():

@@ -76,8 +76,13 @@ def _render_chosen_sequence(predictions: pd.DataFrame, systems: pd.DataFrame) ->
             )
         )
         evaluated = [name for name in systems["system"] if name in set(predictions["system"]) and name != "base"]
-        steps = st.multiselect(_("Steps, in order"), evaluated, key="forgetting_steps")
-        tasks = st.multiselect(_("Tasks, in order"), sorted(predictions["task"].unique()), key="forgetting_tasks")
+        steps = st.multiselect(_("Steps, in order"), evaluated, key="forgetting_steps", placeholder=_("choose steps"))
+        tasks = st.multiselect(
+            _("Tasks, in order"),
+            sorted(predictions["task"].unique()),
+            key="forgetting_tasks",
+            placeholder=_("choose tasks"),
+        )
         if len(steps) < 2 or len(steps) != len(tasks):
             st.info(_("Choose at least two steps and as many tasks."), icon=":material/format_list_numbered:")
             return

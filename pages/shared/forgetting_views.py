@@ -21,7 +21,7 @@ from pages.shared.i18n import _
 from pages.shared.layout import answer_line, plain
 from pages.shared.outcome_questions import Chosen, render_question_list, render_side_by_side
 from pages.shared.state import open_page, select
-from pages.shared.tables import accuracy_text, difference_text, show_table
+from pages.shared.tables import accuracy_text, difference_text, p_column, p_text, show_table
 
 Cell = tuple[str, str] | None
 
@@ -192,7 +192,7 @@ def _show_comparison(frame: pd.DataFrame, key: str, part: str | None) -> None:
             "reference_accuracy": 100 * frame["reference_accuracy"],
             "gained": frame["gained"],
             "lost": frame["lost"],
-            "p": frame["p"],
+            "p": frame["p"].map(p_text),
             "n": frame["n"],
         }
     )
@@ -211,6 +211,6 @@ def _show_comparison(frame: pd.DataFrame, key: str, part: str | None) -> None:
         formats={
             "accuracy": st.column_config.NumberColumn(_("Accuracy, %"), format="%.1f"),
             "reference_accuracy": st.column_config.NumberColumn(_("Reference, %"), format="%.1f"),
-            "p": st.column_config.NumberColumn("p (McNemar)", format="%.3f"),
+            "p": p_column(),
         },
     )

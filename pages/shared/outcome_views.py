@@ -32,7 +32,7 @@ from pages.shared.i18n import _
 from pages.shared.layout import answer_line, plain
 from pages.shared.outcome_questions import Chosen
 from pages.shared.state import segment_in_address, select_in_address
-from pages.shared.tables import difference_text, percent, show_table
+from pages.shared.tables import difference_text, p_column, p_text, percent, show_table
 
 MOST_SETS = 24
 """Sets of solvers that are drawn; the smaller ones are counted."""
@@ -128,7 +128,7 @@ def render_answer(view: View) -> None:
     st.caption(
         _(
             "95 % interval by paired bootstrap; exact McNemar p = {p}. The best expert is picked on these very questions: a generous rival."
-        ).format(p=f"{row['p']:.3f}")
+        ).format(p=f"{row['p']:.2g}")
     )
 
 
@@ -280,7 +280,7 @@ def render_comparison(view: View) -> Chosen | None:
             "expert_accuracy": 100 * frame["expert_accuracy"],
             "only_system": frame["only_system"],
             "only_expert": frame["only_expert"],
-            "p": frame["p"],
+            "p": frame["p"].map(p_text),
             "n": frame["n"],
         }
     )
@@ -298,7 +298,7 @@ def render_comparison(view: View) -> Chosen | None:
         formats={
             "accuracy": st.column_config.NumberColumn(_("Mixture, %"), format="%.1f"),
             "expert_accuracy": st.column_config.NumberColumn(_("Best expert, %"), format="%.1f"),
-            "p": st.column_config.NumberColumn("p (McNemar)", format="%.3f"),
+            "p": p_column(),
         },
         select="single-row",
     )

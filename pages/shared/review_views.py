@@ -133,7 +133,7 @@ def render_thread(store: Store, target: pd.Series | None) -> None:
         open_page("jobs")
     if kind == "expert" and st.button(_("Open on the Experts page"), key="review_open_expert", type="tertiary"):
         select(expert=name)
-        open_page("experts")
+        open_page("experts", experts_part="bank")
     if kind == "chart" and st.button(_("Open the chart"), key="review_open_chart", type="tertiary"):
         _open_chart(name)
     render_verdict_form(store, kind, name)

@@ -206,9 +206,12 @@ def render_selection_chips() -> None:
             )
 
 
-def open_page(name: str) -> NoReturn:
-    """Go to a page by its word in the address (overview, tasks, map …); the selection goes along."""
-    params = {key: value for key, value in _as_url(get_selection()).items() if value}
+def open_page(name: str, **choices: str) -> NoReturn:
+    """Go to a page by its word in the address (overview, tasks, map …); the selection goes along.
+
+    choices: what else stands in the address there, such as the part of the page that is open.
+    """
+    params = {key: value for key, value in _as_url(get_selection()).items() if value} | choices
     st.switch_page(st.session_state["pages"][name], query_params=params)
 
 

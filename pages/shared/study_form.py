@@ -65,10 +65,14 @@ def _render_fields(targets: list[str], train: list[str], adapters: list[str], pl
     with left:
         name = st.text_input(_("Name"), key="study_name", max_chars=40).strip()
     with middle:
-        chosen = st.multiselect(_("Target tasks"), targets, key="study_targets")
+        chosen = st.multiselect(_("Target tasks"), targets, key="study_targets", placeholder=_("choose tasks"))
     with right:
         varied = st.multiselect(
-            _("Ablations on"), chosen, key="study_ablations", help=_("Targets on which each choice is varied alone")
+            _("Ablations on"),
+            chosen,
+            key="study_ablations",
+            help=_("Targets on which each choice is varied alone"),
+            placeholder=_("none"),
         )
     values: dict[str, Any] = {"name": name, "targets": chosen, "ablations": varied}
     values |= render_fields(StudyConfig, _SHORT, options, columns=6)

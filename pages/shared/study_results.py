@@ -16,7 +16,7 @@ from pages.shared.charts import show_figure
 from pages.shared.i18n import _
 from pages.shared.layout import answer_line, canvas_and_inspector, plain
 from pages.shared.state import per_version, segment_in_address
-from pages.shared.tables import difference_text, percent, show_table
+from pages.shared.tables import difference_text, p_column, p_text, percent, show_table
 
 
 @per_version
@@ -136,10 +136,10 @@ def _render_comparison(frame: pd.DataFrame, references: tuple[str, ...], key: st
     }
     for reference in references:
         shown[reference] = [_versus(row, reference) for row in frame.to_dict("records")]
-        shown[f"{reference}_p"] = ["–" if pd.isna(p) else f"{p:.3f}" for p in frame[f"{reference}_p"]]
+        shown[f"{reference}_p"] = frame[f"{reference}_p"].map(p_text).tolist()
     labels = {"system": _("System"), "accuracy": _("Accuracy (95 % interval)"), "n": "n"}
-    labels |= {each: against[each] for each in references} | {f"{each}_p": "p (McNemar)" for each in references}
-    show_table(pd.DataFrame(shown), key, labels=labels)
+    labels |= {each: against[each] for each in references}
+    show_table(pd.DataFrame(shown), key, labels=labels, formats={f"{each}_p": p_column() for each in references})
 
 
 def _accuracy(row: dict[Any, Any]) -> str:

@@ -30,6 +30,18 @@ def difference_text(difference: float, low: float, high: float) -> str:
     )
 
 
+def p_text(p: float | None) -> str:
+    """A p-value to three digits: "0.081", "<0.001"; a dash where there is none."""
+    if p is None or pd.isna(p):
+        return "–"
+    return f"{p:.3f}" if p >= 0.0005 else "<0.001"
+
+
+def p_column() -> Any:
+    """How a column of `p_text` is shown."""
+    return st.column_config.TextColumn("p (McNemar)", alignment="right")
+
+
 def duration_text(seconds: float | None) -> str:
     """8 s, 4 min, 1 h 20 min; a dash where it is not known."""
     if seconds is None or pd.isna(seconds):
