@@ -1,13 +1,14 @@
 # make app    open the dashboard on the recorded demo         make demo   record the demo anew (about half an hour)
 # make test   lint, types and every test                      make bench  measure against the peers
 # make check  lint and types only                             make clean  remove what make made
+# make test-slurm  run jobs on a real Slurm of Debian's packages, which root installs where they are missing
 
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMPS := $(VENV)/.stamps
 
-.PHONY: app test check fast demo bench clean setup setup-dev
+.PHONY: app test test-slurm check fast demo bench clean setup setup-dev
 
 app: setup
 	$(PY) -m metamoe_backend ui
@@ -34,12 +35,18 @@ check: setup-dev
 
 # Browsers are driven one at a time; everything else in two processes of one thread each.
 test: check
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not browser"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not browser and not slurm"
 	$(PY) -m pytest -m browser
 
 # The tests that need neither the packaged model nor a browser.
 fast: setup-dev
-	$(PY) -m pytest -m "not model and not browser and not gpu"
+	$(PY) -m pytest -m "not model and not browser and not gpu and not slurm"
+
+# One node, two fake GPUs, in a temporary folder; everything is stopped afterwards.
+test-slurm: setup-dev
+	PATH=$$PATH:/usr/sbin; command -v slurmctld && command -v slurmd && command -v munged || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -y -qq --no-install-recommends slurmctld slurmd munge >/dev/null; }
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m slurm
 
 demo: setup
 	$(PY) -m metamoe_backend demo --record

@@ -9,6 +9,7 @@ from typing import Any
 from metamoe_backend.config import DEFAULT_BASE, StageConfig, parse_config
 from metamoe_backend.errors import NotFoundError, UserError
 from metamoe_backend.jobs.context import RunContext
+from metamoe_backend.jobs.profile import read_profile
 from metamoe_backend.jobs.run_folder import RunFolder, create_run
 from metamoe_backend.jobs.supervisor import submit
 from metamoe_backend.pipeline import STAGES
@@ -42,10 +43,15 @@ def run_now(
     return run
 
 
-def launch(store: Store, stage: str, values: dict[str, Any], by: str) -> RunFolder:
-    """Hand a stage to the local queue and return at once. The run goes on when this process ends."""
+def launch(store: Store, stage: str, values: dict[str, Any], by: str, profile: str | None = None) -> RunFolder:
+    """Hand a stage to the local queue, or with a profile to Slurm, and return at once.
+
+    The run goes on when this process ends. What Slurm does not take leaves no run behind (see `jobs.slurm.submit`).
+    """
+    if profile is not None:
+        read_profile(store.workspace, profile)  # before anything is prepared
     run = _create(store, stage, with_absolute_path(values, "source"), by)
-    submit(store.workspace, run)
+    submit(store.workspace, run, profile)
     return run
 
 

@@ -26,6 +26,7 @@ class Workspace:
     uploads/          files a person uploaded, by content hash
     selections/       sets of questions that pages hand on, by content hash
     studies/NAME.json what a study compares (see `study.studies`)
+    profiles/NAME.toml what Slurm is asked for (see `jobs.profile`)
     vectors/          vectors of texts that are no questions, by encoder and content hash: a cache, may be deleted
     """
 
@@ -74,6 +75,10 @@ class Workspace:
     @property
     def studies(self) -> Path:
         return self.root / "studies"
+
+    @property
+    def profiles(self) -> Path:
+        return self.root / "profiles"
 
     @property
     def vectors(self) -> Path:

@@ -183,7 +183,7 @@ def test_a_form_becomes_a_queued_run_and_a_command(
     opened: AppTest, synthetic: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = []
-    monkeypatch.setattr("metamoe_backend.launch.submit", lambda workspace, run: started.append(run))
+    monkeypatch.setattr("metamoe_backend.launch.submit", lambda workspace, run, profile: started.append(run))
     app = opened.run()
     assert not app.exception and not app.error
     assert f"{len(list_runs(synthetic))} runs have ended" in app.subheader[0].value

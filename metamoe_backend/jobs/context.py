@@ -111,6 +111,16 @@ class RunContext:
             self.run.write_manifest(state, ended_at)
         self._end(state, ended_at, None)
 
+    def hand_back(self) -> None:
+        """Hand over what was emitted and wait for the next attempt: whoever started this one will start it again."""
+        self.run.write_manifest("stopped", utc_now())
+        self._end("queued", None, None)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the stage stopped because its process was asked to end, not because a person asked the run to."""
+        return self.stop_asked is not None and self.run.read_request() is None
+
     def fail(self, error: BaseException) -> None:
         """End the run as failed, with the reason; what it emitted is not handed over. A bug's traceback is logged.
 
@@ -133,7 +143,7 @@ class RunContext:
             return
         raise self.stop_asked
 
-    def _end(self, state: RunState, ended_at: datetime, error: str | None) -> None:
+    def _end(self, state: RunState, ended_at: datetime | None, error: str | None) -> None:
         self._ended.set()
         self._write_progress()
         ended = {"state": state, "ended_at": ended_at, "error": error}

@@ -35,6 +35,10 @@ class StateFile(BaseModel):
     state: RunState
     place: int | None = None
     """Place in the local queue, kept while it runs; None: the local supervisor leaves this run alone."""
+    profile: str | None = None
+    """How it starts on Slurm; None: on this machine."""
+    job: str | None = None
+    """Slurm's number for it."""
     attempt: int = 0
     device: str | None = None
     process: ProcessIdentity | None = None

@@ -7,6 +7,7 @@
     progress.jsonl    one line a report of progress, with its metrics
     log.txt           everything the worker printed
     inputs/           NAME.parquet: what `prepare` read
+    slurm/            the batch scripts of a run that starts on Slurm
     checkpoints/      the stage's own; survives a stop
     output/           TABLE-NNNN.parquet: what the stage emitted
     manifest.json     the parts that are handed over, with their checksums; never takes a part back
@@ -80,6 +81,10 @@ class RunStatus:
     pid: int | None = None
     place: int | None = None
     """Place in the local queue: lower starts first. None: not in it."""
+    profile: str | None = None
+    """The profile it starts by on Slurm; None: on this machine."""
+    job: str | None = None
+    """Slurm's number for it."""
     responding: bool = True
     """False: it runs, but has given no sign of life for `STALE_AFTER_S`."""
     stopping: str | None = None
@@ -202,6 +207,8 @@ class RunFolder:
             device=state.device,
             pid=state.process.pid if state.process else None,
             place=state.place,
+            profile=state.profile,
+            job=state.job,
         )
         if status.state != "running":
             return status
@@ -218,17 +225,18 @@ class RunFolder:
         damaged = StateFile(state="failed", error="state.json is missing or damaged; resume the run or start it anew.")
         return _read(StateFile, self.path / "state.json") or damaged
 
-    def settle(self, exit_code: int | None = None) -> StateFile:
+    def settle(self, exit_code: int | None = None, gone: str | None = None) -> StateFile:
         """The state, seen through: "running" whose process is gone means it ended, and how. Writes nothing.
 
-        `exit_code` (negative: a signal) makes the reason sharper where the caller was the worker's parent.
+        `exit_code` (negative: a signal) makes the reason sharper where the caller was the worker's parent. `gone` is
+        the reason where the caller knows that the worker is gone though it cannot be seen from here.
         """
         state = self.read_state_file()
-        if state.state != "running" or _may_live(state):
+        if state.state != "running" or (gone is None and _may_live(state)):
             return state
         # A worker writes its end before it dies: only what is read after its death is the last word.
         state = self.read_state_file()
-        if state.state != "running" or _may_live(state):
+        if state.state != "running" or (gone is None and _may_live(state)):
             return state
         manifest, request = _read(Manifest, self.manifest_file), self.read_request()
         beat = _read(Heartbeat, self.heartbeat_file)
@@ -238,7 +246,7 @@ class RunFolder:
         elif request and not request.save:
             ended |= {"state": "cancelled"}
         else:
-            ended |= {"state": "failed", "error": reason_of_death(exit_code)}
+            ended |= {"state": "failed", "error": gone or reason_of_death(exit_code)}
         return state.model_copy(update=ended)
 
     def write_state(self, state: StateFile) -> None:
@@ -470,8 +478,11 @@ def _write_parquet(frame: "pd.DataFrame", file: BinaryIO) -> None:
 
 
 def _may_live(state: StateFile) -> bool:
-    """A process on another machine cannot be seen from here: its heartbeat tells, not we."""
-    return state.process is not None and state.process.is_alive() is not False
+    """A process on another machine cannot be seen from here: its heartbeat tells, not we.
+
+    A run on Slurm may go on without its process: the job is queued again. `jobs.slurm` tells when it is over.
+    """
+    return state.job is not None or (state.process is not None and state.process.is_alive() is not False)
 
 
 def _eta_s(beat: Heartbeat) -> float | None:

@@ -1,4 +1,4 @@
-"""The local queue: one detached process per workspace starts runs as devices come free.
+"""The queue: one detached process per workspace starts runs as devices come free.
 
     submit -> queued -> (a slot is free) -> worker process -> finished | stopped | cancelled | failed
 
@@ -9,10 +9,13 @@ process identity and waits for their slots. It leaves when nothing is queued or 
 No run is lost between a submit and a supervisor that is leaving: both happen under the queue's lock. A supervisor gives
 its own lock back inside it, having seen an empty queue; whoever queues a run looks inside it whether one still stays,
 and starts one if not, handing it the lock.
+
+Runs with a profile go to Slurm instead (`jobs.slurm`), by the same verbs.
 """
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,11 +24,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from metamoe_backend.errors import ConflictError, MetaMoEError, UnavailableError
+from metamoe_backend.errors import ConflictError, MetaMoEError, UnavailableError, UserError
+from metamoe_backend.jobs import slurm
 from metamoe_backend.jobs.devices import Device, list_devices, worker_environment
 from metamoe_backend.jobs.durable import locked, try_lock
 from metamoe_backend.jobs.records import NOT_MINE, StateFile
-from metamoe_backend.jobs.run_folder import RunFolder, RunStatus, create_run, list_runs, queue_lock, utc_now
+from metamoe_backend.jobs.run_folder import (
+    RunFolder,
+    RunStatus,
+    create_run,
+    find_run,
+    list_runs,
+    queue_lock,
+    utc_now,
+)
 from metamoe_backend.workspace import Workspace
 
 POLL_S = 0.5
@@ -45,15 +57,23 @@ _supervisors: list["subprocess.Popen[bytes]"] = []
 # ---- what pages and command line call ---------------------------------------------------------------------------
 
 
-def submit(workspace: Workspace, run: RunFolder) -> None:
-    """Put a run at the end of the queue and see to it that somebody works on the queue.
+def submit(workspace: Workspace, run: RunFolder, profile: str | None = None) -> None:
+    """Put a run at the end of the queue and see to it that somebody works on the queue; with a profile, Slurm does.
 
-    Submitting a queued run again changes nothing. Raises `ConflictError` for a run that has started or ended.
+    Submitting a queued run again changes nothing. Raises `ConflictError` for a run that has started or ended. A new run
+    that Slurm does not take (see `slurm.submit`) leaves nothing behind.
     """
     with locked(queue_lock(workspace)):
         state = run.read_state_file()
         if state.state != "queued":
             raise ConflictError(f"Run {run.run_id} is {state.state}; only a new run can be submitted.")
+        if profile is not None:
+            try:
+                slurm.submit(run, state.model_copy(update={"profile": profile}), WORKER_COMMAND)
+            except UserError:
+                shutil.rmtree(run.path)
+                raise
+            return
         if state.place is None:
             _enqueue(workspace, run, state)
         _ensure_supervisor(workspace)
@@ -69,7 +89,8 @@ def poll(workspace: Workspace, seen: Seen | None = None) -> list[RunStatus]:
     if any(status.place is not None and status.state in ("queued", "running") for status in statuses):
         with locked(queue_lock(workspace)):
             _ensure_supervisor(workspace)
-    return statuses
+    changed = slurm.poll(workspace, statuses)
+    return [find_run(workspace, each.run_id).read_state() if each.run_id in changed else each for each in statuses]
 
 
 def _read_unless_seen(run: RunFolder, seen: Seen) -> RunStatus:
@@ -92,15 +113,18 @@ def request_stop(run: RunFolder, save: bool = True) -> None:
         state = run.settle()
         if state.state not in ("queued", "running"):
             raise ConflictError(f"Run {run.run_id} has ended already ({state.state}); there is nothing to stop.")
-        if state.state == "running" and not _is_out_of_reach(run):
+        works = state.state == "running" and not _is_out_of_reach(run)
+        if works:
             run.write_request(save)
             if state.place is not None:
                 _ensure_supervisor(run.workspace)  # it ends a worker that does not obey
-            return
-        has_saved = save and state.attempt > 0  # an earlier attempt: the run can still be resumed
-        run.write_state(
-            state.model_copy(update={"state": "stopped" if has_saved else "cancelled", "ended_at": utc_now()})
-        )
+        else:
+            has_saved = save and state.attempt > 0  # an earlier attempt: the run can still be resumed
+            run.write_state(
+                state.model_copy(update={"state": "stopped" if has_saved else "cancelled", "ended_at": utc_now()})
+            )
+    if state.job is not None and not (works and save):
+        slurm.cancel(state.job)
 
 
 def cancel(run: RunFolder) -> None:
@@ -112,7 +136,7 @@ def retry(run: RunFolder) -> RunFolder:
     """The same run once more, from the beginning, in a folder of its own."""
     spec = run.read_spec()
     again = create_run(run.workspace, spec.stage, spec.name, spec.config, spec.by, run.read_inputs())
-    submit(run.workspace, again)
+    submit(run.workspace, again, run.read_state_file().profile)
     return again
 
 
@@ -122,8 +146,13 @@ def resume(run: RunFolder) -> None:
         state = run.settle()
         if state.state not in ("stopped", "failed"):
             raise ConflictError(f"Run {run.run_id} is {state.state}; only a stopped or failed run can be resumed.")
-        run.clear_request()
-        _enqueue(run.workspace, run, StateFile(state="queued", attempt=state.attempt))
+        queued = StateFile(state="queued", attempt=state.attempt, profile=state.profile)
+        if queued.profile is not None:
+            slurm.submit(run, queued, WORKER_COMMAND)
+        run.clear_request()  # the worker cannot begin before the lock is given back
+        if queued.profile is not None:
+            return
+        _enqueue(run.workspace, run, queued)
         _ensure_supervisor(run.workspace)
 
 

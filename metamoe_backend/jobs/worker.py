@@ -1,7 +1,8 @@
 """The one entry point of a job, whoever starts it: `python -m metamoe_backend.jobs.worker RUN_DIR [--device DEVICE]`.
 
-Loads what was asked for, computes, hands over. SIGTERM means stop and save. Exit status: 0 ended as asked (finished,
-stopped, cancelled), 2 a person's mistake, 1 a bug, 3 not started because the run is not this worker's to start.
+Loads what was asked for, computes, hands over. SIGTERM means stop and save; so does SIGUSR2, by which Slurm says that
+the time is nearly up. Exit status: 0 ended as asked (finished, stopped, cancelled), 2 a person's mistake, 1 a bug,
+3 not started because the run is not this worker's to start.
 """
 
 import argparse
@@ -13,7 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from metamoe_backend.errors import ConflictError, NotFoundError, StopRequested, UserError
+from metamoe_backend.errors import ConflictError, NotFoundError, StopRequested, UnavailableError, UserError
+from metamoe_backend.jobs import slurm
 from metamoe_backend.jobs.context import RunContext
 from metamoe_backend.jobs.records import NOT_MINE
 from metamoe_backend.jobs.run_folder import RunFolder
@@ -22,11 +24,14 @@ from metamoe_backend.pipeline import STAGES
 from metamoe_backend.stage import Stage
 
 
-def run(run_dir: Path, stages: Mapping[str, Stage] = STAGES, device: str | None = None) -> int:
+def run(
+    run_dir: Path, stages: Mapping[str, Stage] = STAGES, device: str | None = None, requeues: int | None = None
+) -> int:
     """Work on one run until its end and return the exit status.
 
     `device` is the slot this process was given: cpu, or cuda:N with that GPU as the only one it can see (or several
-    of them, separated by commas).
+    of them, separated by commas). With `requeues` this is a job of Slurm: asked by it to end, the run saves and has its
+    job queued again, at most so often.
     """
     folder = RunFolder(run_dir.resolve())
     context = RunContext(folder)
@@ -35,10 +40,13 @@ def run(run_dir: Path, stages: Mapping[str, Stage] = STAGES, device: str | None 
     except ConflictError as error:
         print(error, file=sys.stderr)
         return NOT_MINE
-    _stop_on_sigterm(context)
+    _stop_on_signals(context)
     try:
         _compute(folder, stages, device, context)
-        context.finish()
+        if requeues is not None and context.interrupted and slurm.count_restarts() < requeues:
+            _go_on_later(context)
+        else:
+            context.finish()
     except UserError as error:
         context.fail(error)
         return 2
@@ -64,7 +72,16 @@ def _compute(folder: RunFolder, stages: Mapping[str, Stage], device: str | None,
         context.stop_asked = stop
 
 
-def _stop_on_sigterm(context: RunContext) -> None:
+def _go_on_later(context: RunContext) -> None:
+    context.log("Slurm asks for room: what is done is saved.")
+    context.hand_back()
+    try:
+        slurm.requeue()
+    except UnavailableError as error:
+        context.log(str(error))  # whoever asks about the job sees that it is over, and says so
+
+
+def _stop_on_signals(context: RunContext) -> None:
     owner = os.getpid()
 
     def stop(signal_number: int, _: FrameType | None) -> None:
@@ -74,7 +91,8 @@ def _stop_on_sigterm(context: RunContext) -> None:
             signal.signal(signal_number, signal.SIG_DFL)
             os.kill(os.getpid(), signal_number)
 
-    signal.signal(signal.SIGTERM, stop)
+    for kindly in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(kindly, stop)
 
 
 def main(arguments: Sequence[str], stages: Mapping[str, Stage] = STAGES) -> int:
@@ -82,12 +100,13 @@ def main(arguments: Sequence[str], stages: Mapping[str, Stage] = STAGES) -> int:
     parser = argparse.ArgumentParser(prog="python -m metamoe_backend.jobs.worker", description="Work on one run.")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--device")
+    parser.add_argument("--requeues", type=int)
     options = parser.parse_args(arguments)
     with RunFolder(options.run_dir).log_file.open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    return run(options.run_dir, stages, options.device)
+    return run(options.run_dir, stages, options.device, options.requeues)
 
 
 if __name__ == "__main__":

@@ -97,8 +97,8 @@ def wait_for(run: RunFolder) -> None:
     """
     shown = -1
     while (status := run.read_state()).state in ("queued", "running"):
-        if status.state == "queued":
-            poll(run.workspace)  # starts a supervisor where the last one was killed
+        if status.state == "queued" or status.job is not None:
+            poll(run.workspace)  # starts a supervisor where the last one was killed; asks Slurm
         if status.done != shown and status.total:
             shown = status.done
             eta = "" if status.eta_s is None else f", {status.eta_s:.0f} s left"

@@ -1,0 +1,249 @@
+"""Runs on a Slurm cluster: the local queue's verbs (submit, poll, cancel, logs), for runs that start by a profile.
+
+    submit -> queued (its job waits in Slurm) -> the worker, on a node -> finished | stopped | cancelled | failed
+                |                                    |
+                '--- time is up, preempted, node lost: it saves, its job is queued again, and it goes on
+
+The run folder, on the file system that all nodes share, is the truth here, too. Slurm starts the same worker as the
+local queue, whose output is the run's log, and is asked about all jobs together, seldom, which of them are still there:
+only a run whose job has ended and whose worker gives no sign of life is ended in its worker's place.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from metamoe_backend.errors import ConfigError, UnavailableError
+from metamoe_backend.jobs.durable import locked, try_lock
+from metamoe_backend.jobs.profile import Profile, read_profile
+from metamoe_backend.jobs.records import StateFile
+from metamoe_backend.jobs.run_folder import RunFolder, RunStatus, find_run, queue_lock, utc_now
+from metamoe_backend.workspace import Workspace
+
+ASK_EVERY_S = 12.0
+ANSWER_S = 5.0
+"""Slurm's controller may take so long to answer; after that it counts as away."""
+AWAY_S = 60.0
+"""One that is away is asked again after so long."""
+_PROJECT = Path(__file__).resolve().parents[2]
+_ENDED = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
+    "TIMEOUT",
+}  # fmt: skip
+"""Slurm's words for jobs that are over; what else it says of a job means that the job is still there."""
+
+
+# ---- the verbs ----------------------------------------------------------------------------------------------------
+
+
+def submit(run: RunFolder, state: StateFile, worker_command: Sequence[str]) -> None:
+    """Hand a queued run to Slurm as `state.profile` says. Hold the queue's lock.
+
+    Nothing is written when it fails: raises `ConfigError` or `NotFoundError` for a profile that cannot be used, and
+    `UnavailableError` where there is no Slurm or Slurm refuses the job.
+    """
+    spec, name = run.read_spec(), state.profile or ""
+    profile = read_profile(run.workspace, name)
+    device = choose_device(spec.config, profile, name)
+    words = [*worker_command, str(run.path.resolve()), "--device", device, "--requeues", str(profile.requeues)]
+    cwd = Path(spec.cwd) if Path(spec.cwd).is_dir() else run.path.resolve()
+    run.write_state(state.model_copy(update={"job": _submit_command(run, profile, words, cwd, device)}))
+
+
+def poll(workspace: Workspace, statuses: Sequence[RunStatus]) -> set[str]:
+    """Ask Slurm about the jobs of runs that have not ended, unless somebody has just asked; returns the runs changed.
+
+    A run whose job is gone is ended, and one whose job waits again is queued. While Slurm does not answer, nothing
+    changes: workers go on, and so do their heartbeats.
+    """
+    jobs = {status.run_id: status.job for status in statuses if status.job and status.state in ("queued", "running")}
+    if not jobs or shutil.which("squeue") is None:
+        return set()
+    lock = try_lock(workspace.runs / ".slurm.lock")
+    if lock is None:
+        return set()
+    with lock:
+        asked = workspace.runs / ".slurm-asked"  # shared by all processes: it is as old as the last answer
+        if asked.exists() and -AWAY_S < time.time() - asked.stat().st_mtime < ASK_EVERY_S:
+            return set()
+        asked.touch()
+        try:
+            words = _ask_about(sorted(set(jobs.values())))
+        except UnavailableError:
+            later = time.time() + AWAY_S - ASK_EVERY_S
+            os.utime(asked, (later, later))
+            return set()
+        return {run_id for run_id, job in jobs.items() if _see(find_run(workspace, run_id), job, words.get(job))}
+
+
+def cancel(job: str) -> None:
+    """Take a job out of Slurm's queue, or end it: SIGTERM, and SIGKILL half a minute later.
+
+    Raises `UnavailableError` when Slurm cannot be told; a job whose run was cancelled ends by itself when it starts.
+    """
+    try:
+        _call("scancel", job)
+    except UnavailableError as error:
+        if "Invalid job id" not in str(error):  # it is over already
+            raise
+
+
+def read_log(run: RunFolder, tail_lines: int = 200) -> str:
+    """The run's log: set-up lines, Slurm's own remarks and the worker all write into it."""
+    return run.read_log(tail_lines)
+
+
+def requeue() -> None:
+    """Let the job this process works in wait and start again; called by a worker that was asked to make room.
+
+    Slurm ends this process on the way. Raises `UnavailableError` when it refuses, and for a job that it is ending
+    already: one that somebody cancelled would be queued again, too.
+    """
+    job = os.environ["SLURM_JOB_ID"]
+    word = _ask_about([job]).get(job, "forgotten")
+    if word != "RUNNING":
+        raise UnavailableError(
+            f"Slurm is ending job {job} ({word.lower()}); it starts again only if Slurm wants it to."
+        )
+    _call("scontrol", "requeue", job)
+
+
+def count_restarts() -> int:
+    """How often Slurm has started the present job again."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def choose_device(config: Mapping[str, Any], profile: Profile, name: str) -> str:
+    """What a worker is given there: cpu, or one GPU a process. Raises `ConfigError` for more than the profile has."""
+    wanted, processes = str(config.get("device", "cpu")).partition(":")[0], int(config.get("processes", 1))
+    if wanted == "cpu" or (wanted == "auto" and not profile.gpus):
+        return "cpu"
+    if processes > profile.gpus:
+        raise ConfigError(
+            f"Profile {name} has {profile.gpus} GPUs, but the run wants {processes}; raise gpus in the profile, or "
+            "choose another device or fewer processes."
+        )
+    return ",".join(f"cuda:{number}" for number in range(processes))
+
+
+# ---- asking Slurm -------------------------------------------------------------------------------------------------
+
+
+def _submit_command(run: RunFolder, profile: Profile, words: Sequence[str], cwd: Path, device: str) -> str:
+    """A job that runs the command; returns its id. submitit writes the batch script and keeps it in RUN/slurm/."""
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+    from submitit.slurm.slurm import SlurmExecutor
+
+    if shutil.which("sbatch") is None or not SlurmExecutor.affinity() > 0:
+        raise UnavailableError(
+            "There is no Slurm on this computer (sbatch is not found); start the run here, or go to a login node."
+        )
+    folder, log = run.path.resolve() / "slurm", str(run.path.resolve() / "log.txt")
+    folder.mkdir(exist_ok=True)
+    executor = SlurmExecutor(folder)
+    executor.update_parameters(
+        job_name=f"metamoe-{run.run_id}",
+        partition=profile.partition,
+        time=profile.time_min,
+        gpus_per_node=profile.gpus or None,
+        cpus_per_task=profile.cpus,
+        mem=None if profile.memory_gb is None else f"{profile.memory_gb}GB",
+        constraint=profile.constraint,
+        account=profile.account,
+        wckey=None,
+        stderr_to_stdout=True,
+        use_srun=False,
+        setup=[
+            *profile.setup,
+            f"export PYTHONPATH={shlex.quote(str(_PROJECT))}${{PYTHONPATH:+:$PYTHONPATH}}",
+            *(["export CUDA_VISIBLE_DEVICES="] if device == "cpu" else []),
+        ],
+        # B: the signal goes to the worker alone, not to the programs it has started.
+        additional_parameters={
+            "output": log, "chdir": str(cwd), "requeue": True, "signal": f"B:USR2@{profile.save_s}",
+        },
+    )  # fmt: skip
+    try:
+        # Not `submit`: that pickles a function, and its results never pass through the run folder.
+        # exec: the batch script becomes the worker.
+        return str(executor._submit_command(f"exec {shlex.join(words)}").job_id)
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise UnavailableError(_refusal("sbatch", str(error))) from None
+
+
+def _ask_about(jobs: Sequence[str]) -> dict[str, str]:
+    """Slurm's word for each job it knows; of jobs it has forgotten, what its accounting says, where there is one."""
+    try:
+        lines = _call("squeue", "--noheader", "--states=all", "--format=%i|%T", f"--jobs={','.join(jobs)}")
+    except UnavailableError as error:
+        if "Invalid job id" not in str(error):  # the only one asked for is forgotten
+            raise
+        lines = ""
+    words = dict(line.split("|", 1) for line in lines.split() if "|" in line)
+    forgotten = [job for job in jobs if job not in words]
+    if forgotten and shutil.which("sacct") is not None:
+        try:
+            kept = _call("sacct", "-nPX", "--format=JobIDRaw,State", f"--jobs={','.join(forgotten)}")
+        except UnavailableError:
+            kept = ""  # no accounting on this cluster: that it is forgotten is all there is to know
+        words |= {job: word.split()[0] for job, _, word in (line.partition("|") for line in kept.splitlines()) if word}
+    return words
+
+
+def _call(*command: str) -> str:
+    """Standard output of one of Slurm's programs; raises `UnavailableError` with its last word of complaint."""
+    # A person's own SQUEUE_FORMAT and the like must not change what is said.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("SQUEUE_", "SACCT_"))}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, env=environment)
+    except FileNotFoundError:
+        raise UnavailableError(f"There is no Slurm on this computer ({command[0]} is not found).") from None
+    except subprocess.TimeoutExpired:
+        raise UnavailableError(f"Slurm does not answer ({command[0]}); try again when its controller is up.") from None
+    if done.returncode != 0:
+        raise UnavailableError(_refusal(command[0], done.stderr))
+    return done.stdout
+
+
+def _refusal(program: str, complaint: str) -> str:
+    lines = [line.strip() for line in complaint.splitlines() if "error:" in line] or ["it does not say why"]
+    why = lines[-1].rpartition("error: ")[2].rstrip(".")
+    return f"Slurm refuses ({program}: {why}); mend the profile, or ask who runs the cluster."
+
+
+# ---- what the answer means for a run ------------------------------------------------------------------------------
+
+
+def _see(run: RunFolder, job: str, word: str | None) -> bool:
+    """Write down what Slurm's word (None: it knows no such job) means for a run; returns whether that is news."""
+    with locked(queue_lock(run.workspace)):
+        state = run.read_state_file()
+        if state.job != job or state.state not in ("queued", "running"):
+            return False
+        waits_again = word == "PENDING" and state.state == "running"
+        over = word is None or word in _ENDED
+        if not (waits_again or over) or (state.state == "running" and _gives_signs_of_life(run, state)):
+            return False
+        if waits_again:
+            run.write_state(state.model_copy(update={"state": "queued"}))
+            return True
+        end = (word or "forgotten").lower().replace("_", " ")
+        why = f"Slurm's job {job} is over ({end}), the run is not; read the log, then resume the run."
+        ended, request = run.settle(gone=why), run.read_request()
+        if ended.state == "queued":
+            given_up = request is not None and not request.save
+            update = {"state": "cancelled"} if given_up else {"state": "failed", "error": why}
+            ended = ended.model_copy(update=update)
+        run.write_state(ended.model_copy(update={"ended_at": ended.ended_at or utc_now()}))
+        return True
+
+
+def _gives_signs_of_life(run: RunFolder, state: StateFile) -> bool:
+    """Its process where it can be seen from here, else its heartbeat."""
+    seen = state.process.is_alive() if state.process else False
+    return run.read_state().responding if seen is None else seen

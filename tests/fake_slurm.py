@@ -1,0 +1,64 @@
+"""Slurm's programs as far as `jobs.slurm` uses them. One script under each of their names; the jobs are files.
+
+FOLDER/N         job N: its state in Slurm's words; a test may write another
+FOLDER/N.script  the path of its batch script
+FOLDER/away      while it exists, the controller does not answer
+FOLDER/refuse    what sbatch complains of, while it exists
+FOLDER/accounting  what sacct says, where there is accounting
+FOLDER/calls     one line a call
+"""
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+PROGRAMS = ("sbatch", "squeue", "sacct", "scancel", "scontrol", "srun")
+
+
+def install(folder: Path) -> Path:
+    """Put the programs into `folder`/bin; returns that."""
+    programs = folder / "bin"
+    programs.mkdir(parents=True)
+    for name in PROGRAMS:
+        path = programs / name
+        path.write_text(f"#!{sys.executable}\n{Path(__file__).read_text()}")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return programs
+
+
+def fail(sentence: str) -> None:
+    print(f"{Path(sys.argv[0]).name}: error: {sentence}", file=sys.stderr)
+    sys.exit(1)
+
+
+def main(program: str, arguments: list[str], folder: Path) -> None:
+    with (folder / "calls").open("a") as calls:
+        calls.write(f"{program} {' '.join(arguments)}\n")
+    if (folder / "away").exists():
+        fail("Unable to contact slurm controller (connect failure)")
+    jobs = {int(path.name): path for path in folder.iterdir() if path.name.isdecimal()}
+    if program == "sbatch":
+        if (folder / "refuse").exists():
+            fail((folder / "refuse").read_text())
+        number = max(jobs, default=0) + 1
+        (folder / str(number)).write_text("PENDING")
+        (folder / f"{number}.script").write_text(arguments[-1])
+        print(f"Submitted batch job {number}")
+    elif program == "squeue":
+        wanted = [int(job) for job in arguments[-1].removeprefix("--jobs=").split(",")]
+        if len(wanted) == 1 and wanted[0] not in jobs:
+            fail("Invalid job id specified")
+        print("".join(f"{job}|{jobs[job].read_text()}\n" for job in wanted if job in jobs), end="")
+    elif program == "sacct":
+        if not (folder / "accounting").exists():
+            fail("Slurm accounting storage is disabled")
+        print((folder / "accounting").read_text(), end="")
+    elif int(arguments[-1]) not in jobs:
+        fail("Invalid job id specified")
+    else:
+        jobs[int(arguments[-1])].write_text("CANCELLED" if program == "scancel" else "PENDING")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[0]).name, sys.argv[1:], Path(os.environ["FAKE_SLURM"]))
