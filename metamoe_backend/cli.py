@@ -116,6 +116,10 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
     _add_by(parser)
 
 
+def _add_on(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--on", metavar="PROFILE", help="start on Slurm, by WORKSPACE/profiles/PROFILE.toml")
+
+
 def _add_of(parser: argparse.ArgumentParser, encoder: bool = True, both: bool = True) -> None:
     choices = ["question", "meta-question", *(["both"] if both else [])]
     parser.add_argument("--of", choices=choices, default="question")
@@ -264,6 +268,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--wait", action="store_true", help="return when the run has ended")
     _add_set(parser)
+    _add_on(parser)
 
 
 def _add_sequence_options(parser: argparse.ArgumentParser) -> None:
@@ -304,6 +309,7 @@ def _add_expert_verbs(add: Add) -> None:
     select.add_argument("--device", help="auto, cpu or cuda:N")
     select.add_argument("--seed", type=int, help="of the first draw")
     _add_set(select)
+    _add_on(select)
 
     data = add("select-data", "Choose training rows like the K shots of a task, unlike each other, and no leaks.")
     data.add_argument("--task", required=True, help="target task: what the rows are to teach")
@@ -360,6 +366,7 @@ def _add_result_verbs(add: Add) -> None:
     evaluate.add_argument("--n-shot", type=int)
     evaluate.add_argument("--device")
     _add_set(evaluate)
+    _add_on(evaluate)
 
     outcomes = add("outcomes", "All-correct, mixed and all-incorrect per task over a set of experts.")
     outcomes.add_argument("--experts", metavar="A,B,…", help="experts to compare (default: all)")
@@ -388,6 +395,7 @@ def _add_result_verbs(add: Add) -> None:
     _add_set(force)
     sql = add("sql", "Run one SELECT on a read-only copy of the database.")
     sql.add_argument("statement")
+    _add_on(force)
     sql.add_argument("--limit", type=int, default=1000, help="at most so many rows")
     sql.add_argument("--timeout", type=float, default=20.0, metavar="SECONDS")
     report = add("report", "Write the report of the workspace as Markdown.")

@@ -31,7 +31,7 @@ from metamoe_backend.config import (
     TrainConfig,
     parse_config,
 )
-from metamoe_backend.jobs.command_line import command_line, make_command_line
+from metamoe_backend.jobs.command_line import ON_SLURM, command_line, make_command_line
 from metamoe_backend.jobs.run_folder import create_run
 from metamoe_backend.pipeline import STAGES
 from metamoe_backend.verbs import experts
@@ -65,6 +65,27 @@ def ask_again(line: str) -> tuple[str, StageConfig]:
     with pytest.raises(Asked) as asked:
         find_verb(options.verb)(options)
     return asked.value.args
+
+
+@pytest.mark.parametrize("stage", ON_SLURM)
+def test_a_run_on_slurm_says_so(
+    stage: str, verbs_that_only_ask: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_profiles: list[Any] = []
+
+    def ask(store: Any, stage: str, values: dict[str, Any], by: str, profile: str | None = None) -> None:
+        given_profiles.append(profile)
+        raise Asked(stage, parse_config(STAGES[stage].config, values))
+
+    for name in ("experts", "results", "routing", "selection"):
+        monkeypatch.setattr(import_module(f"metamoe_backend.verbs.{name}"), "launch", ask)
+    config = next(config for name, config, _ in CASES if name == stage)
+    run = create_run(Workspace(tmp_path / "ws").create(), stage, "a run", config, "ana", {})
+    run.write_state(run.read_state_file().model_copy(update={"profile": "a100", "job": "12"}))
+    line = command_line(run)
+    assert line.endswith(" --on a100") and ask_again(line) == (stage, config)
+    ask_again(line.removesuffix(" --on a100"))
+    assert given_profiles == ["a100", None]
 
 
 CASES: list[tuple[str, StageConfig, str]] = [

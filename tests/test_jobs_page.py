@@ -93,6 +93,9 @@ def test_why_a_run_stands_as_it_does() -> None:
     assert "half a minute" in (reason_text(replace(RUNNING, responding=False)) or "")
     assert reason_text(replace(RUN, state="failed", error="The loss became NaN.")) == "The loss became NaN."
     waiting = replace(RUN, run_id="r2", place=3)
+    on_slurm = replace(RUN, run_id="r3", place=None, profile="a100", job="12")
+    assert "Slurm's queue" in (reason_text(on_slurm, [RUN, on_slurm]) or "")
+    assert "comes next" in (reason_text(RUN, [on_slurm, RUN]) or ""), "a run on Slurm holds up nobody here"
     assert "comes next" in (reason_text(RUN, [RUN, waiting]) or "")
     assert "1 run is before it" in (reason_text(waiting, [RUN, waiting]) or "")
 
@@ -104,6 +107,9 @@ def test_the_table_has_a_row_a_run_and_shows_what_runs_first() -> None:
     assert make_rows([], {}, NOW).empty
     other = replace(RUNNING, run_id="r2")
     assert make_rows([RUN, other], {}, NOW, {"r1": "+5 −3"})["since"].tolist() == ["+5 −3", "–"]
+    assert "where" not in rows
+    on_slurm = replace(RUN, profile="a100", job="12")
+    assert make_rows([RUN, on_slurm], {}, NOW)["where"].tolist() == ["this computer", "a100 · 12"]
     assert choose_shown([RUN, other], None) is other and choose_shown([RUN, other], "r1") is RUN
     assert choose_shown([RUN], "gone") is RUN and choose_shown([], None) is None
 
@@ -198,6 +204,29 @@ def test_a_form_becomes_a_queued_run_and_a_command(
     assert [run.read_spec().config["optim"]["steps"] for run in started] == [5]
     assert started[0].read_spec().name == "logic" and "jobs_panel" not in app.session_state
     assert started[0].run_id in app.query_params["run"]
+
+
+def test_the_form_starts_a_run_on_slurm(opened: AppTest, synthetic: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setattr(
+        "metamoe_backend.launch.submit", lambda workspace, run, profile: started.append((run.read_spec().name, profile))
+    )
+    synthetic.profiles.mkdir()
+    (synthetic.profiles / "a100.toml").write_text("gpus = 1")
+    (synthetic.profiles / "wrong.toml").write_text("gpus = 'many'")
+    app = opened.run()
+    app.button(key="jobs_new").click().run()
+    panel = app.session_state["jobs_panel"]["key"]
+    app.selectbox(key=f"jobs_{panel}_expert_name").select("logic")
+    where = app.selectbox(key=f"jobs_{panel}_on")
+    assert where.options == ["this computer", "Slurm: a100", "Slurm: wrong"]
+    where.select("wrong").run()
+    assert any("gpus" in warning.value and "many" in warning.value for warning in app.warning)
+    assert app.button(key="jobs_new_start").disabled
+    app.selectbox(key=f"jobs_{panel}_on").select("a100").run()
+    assert any(code.value.endswith("--on a100") for code in app.code)
+    app.button(key="jobs_new_start").click().run()
+    assert not app.exception and not app.error and started == [("logic", "a100")]
 
 
 def show_run(app: AppTest, run: RunFolder) -> AppTest:

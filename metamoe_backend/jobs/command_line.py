@@ -26,6 +26,9 @@ class _Verb:
     """Settings that are said even if they are the default: the command's own default is another."""
 
 
+ON_SLURM = ("train", "sequence", "moe", "evaluate", "select", "force")
+"""Stages whose verbs take --on PROFILE."""
+
 _TASKS: dict[str, tuple[str, Style]] = {"tasks": ("--task", "repeated")}
 _VECTORS: dict[str, tuple[str, Style]] = {
     "encoder": ("--encoder", "value"), "of": ("--of", "value"), "method": ("--method", "value"),
@@ -87,11 +90,12 @@ _VERBS = {
 def command_line(run: RunFolder) -> str:
     """The command that asks for the same as a run did; raises `StorageError` or `ConfigError` for a damaged spec."""
     spec = run.read_spec()
-    return make_command_line(run.workspace, spec.stage, parse_config(STAGES[spec.stage].config, spec.config))
+    config = parse_config(STAGES[spec.stage].config, spec.config)
+    return make_command_line(run.workspace, spec.stage, config, run.read_state_file().profile)
 
 
-def make_command_line(workspace: Workspace, stage: str, config: StageConfig) -> str:
-    """The command that runs `stage` with these settings, quoted for a shell."""
+def make_command_line(workspace: Workspace, stage: str, config: StageConfig, profile: str | None = None) -> str:
+    """The command that runs `stage` with these settings, here or on Slurm, quoted for a shell."""
     verb = _VERBS[stage]
     settings = dict(_flatten(config, ""))
     words = ["python", "-m", "metamoe_backend"]
@@ -107,6 +111,8 @@ def make_command_line(workspace: Workspace, stage: str, config: StageConfig) -> 
     for key, (value, is_default) in settings.items():
         if not is_default:
             words += ["--set", f"{key}={_write_value(value)}"]
+    if profile is not None and stage in ON_SLURM:
+        words += ["--on", profile]
     return shlex.join(words)
 
 

@@ -70,7 +70,7 @@ def _train(options: argparse.Namespace, stage: str, values: Result) -> Result:
         values = merge_settings(values, options.set)
         if stage != "sequence" and not any(values.get(source) for source in ("plan", "tasks", "data")):
             values |= _choose_source(store, stage, values)
-        run = launch(store, stage, values, options.by)
+        run = launch(store, stage, values, options.by, options.on)
     if options.wait:
         wait_for(run)
         take_in(options)

@@ -27,7 +27,7 @@ from metamoe_backend.verbs.common import (
 def run_evaluate(options: argparse.Namespace) -> Result:
     values = given(options, "split", "limit", "n_shot", "device") | {"systems": options.system, "tasks": options.task}
     with open_store(options) as store:
-        run = launch(store, "evaluate", merge_settings(values, options.set), options.by)
+        run = launch(store, "evaluate", merge_settings(values, options.set), options.by, options.on)
     wait_for(run)
     take_in(options)
     if not options.json:

@@ -85,7 +85,7 @@ def run_force(options: argparse.Namespace) -> Result:
 
     values = given(options, "device") | {"system": options.system, "questions": options.question}
     with open_store(options) as store:
-        run = launch(store, "force", merge_settings(values, options.set), options.by)
+        run = launch(store, "force", merge_settings(values, options.set), options.by, options.on)
     wait_for(run)
     with open_store(options) as store:
         answers = fetch_counterfactuals(store, options.system, options.question)

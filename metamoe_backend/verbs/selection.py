@@ -37,7 +37,7 @@ def run_select(options: argparse.Namespace) -> Result:
     values = given(options, "task", "k", "shortlist", "experts", "draws", "base", "split", "device", "seed")
     values |= {"candidates": split_names(options.candidates)} if options.candidates else {}
     with open_store(options) as store:
-        run = launch(store, "select", merge_settings(values, options.set), options.by)
+        run = launch(store, "select", merge_settings(values, options.set), options.by, options.on)
     wait_for(run)
     take_in(options)
     with open_store(options) as store:

@@ -20,6 +20,8 @@ from metamoe_backend.config import (
 )
 from metamoe_backend.errors import ConfigError
 from metamoe_backend.jobs.devices import list_devices
+from metamoe_backend.jobs.profile import list_profiles, read_profile
+from metamoe_backend.jobs.slurm import choose_device
 from metamoe_backend.launch import launch
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.data_selections import fetch_data_selections
@@ -100,7 +102,7 @@ def _render_panel() -> None:
         values = _render_sequence(key, initial)
     else:
         values = _render_training(kind, key, initial)
-    _render_start(STAGE_OF_KIND[kind], values)
+    _render_start(STAGE_OF_KIND[kind], values, _choose_profile(panel["key"]))
 
 
 def _explain(kind: str) -> str:
@@ -293,20 +295,33 @@ def _render_evaluate(key: str, initial: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _render_start(stage: str, values: dict[str, Any]) -> None:
+def _choose_profile(key: str) -> str | None:
+    """Where the run starts: None is this computer. Asked only where the workspace has a profile of a cluster."""
+    there = list_profiles(get_workspace())
+    if not there:
+        return None
+    return st.selectbox(
+        _("Where"), [None, *there], format_func=lambda name: _("this computer") if name is None else _("Slurm: {profile}").format(profile=name),
+        key=f"jobs_{key}_on", width=320,
+    )  # fmt: skip
+
+
+def _render_start(stage: str, values: dict[str, Any], profile: str | None) -> None:
     """The command that would do the same, and the button; a setting that cannot be is named in their place."""
     from metamoe_backend.jobs.command_line import make_command_line
 
     try:
         config = parse_config(_CONFIG_OF_STAGE[stage], values)
+        if profile is not None:
+            choose_device(config.model_dump(mode="json"), read_profile(get_workspace(), profile), profile)
     except ConfigError as error:
         st.warning(plain(error), icon=":material/edit:")
         st.button(_("Start"), key="jobs_new_start", type="primary", disabled=True)
         return
     st.caption(_("The same on the command line, while this dashboard is closed:"))
-    st.code(make_command_line(get_workspace(), stage, config), language="bash", wrap_lines=True)
+    st.code(make_command_line(get_workspace(), stage, config, profile), language="bash", wrap_lines=True)
     if st.button(_("Start"), key="jobs_new_start", type="primary", icon=":material/play_arrow:"):
-        run = launch(get_store(), stage, values, get_person())
+        run = launch(get_store(), stage, values, get_person(), profile)
         select(run=run.run_id)
         close_new_run()
         confirm(_("{name} is queued.").format(name=plain(run.read_spec().name)))

@@ -23,6 +23,7 @@ from pages.shared.run_words import (
     STATE_ICONS,
     metric_name,
     metric_text,
+    place_text,
     progress_text,
     reason_text,
     run_title,
@@ -45,6 +46,8 @@ def render_summary(status: RunStatus, statuses: Sequence[RunStatus]) -> None:
     if status.state == "running":
         share = min(1.0, status.done / status.total) if status.total else 0.0
         st.progress(share, text=progress_text(status))
+    if status.profile is not None:
+        st.caption(_("On Slurm: {place}").format(place=plain(place_text(status))))
     reason = reason_text(status, statuses)
     if reason and status.state == "failed":
         st.error(plain(reason), icon=":material/error:")
@@ -74,7 +77,7 @@ def _render_actions(status: RunStatus, statuses: Sequence[RunStatus]) -> None:
             with st.popover(_("Cancel"), icon=":material/cancel:", key="jobs_cancel"):
                 st.caption(_("A cancelled run keeps nothing of what it did."))
                 _button("cancel_now", _("Cancel the run"), ":material/cancel:", _cancel, run_id)
-        first = min((each.place or 0 for each in statuses if each.state == "queued"), default=0)
+        first = min((each.place for each in statuses if each.state == "queued" and each.place is not None), default=0)
         if status.state == "queued" and (status.place or 0) > first:
             _button("next", _("Start next"), ":material/vertical_align_top:", _move_first, run_id)
         if status.state in ("stopped", "failed"):

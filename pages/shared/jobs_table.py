@@ -11,7 +11,7 @@ from metamoe_backend.jobs.run_folder import RunStatus, utc_now
 from pages.shared.i18n import _
 from pages.shared.relabelling import describe_changes, load_label_changes, since_help
 from pages.shared.run_reading import read_losses
-from pages.shared.run_words import run_title, stage_name, state_name, time_text
+from pages.shared.run_words import place_text, run_title, stage_name, state_name, time_text
 from pages.shared.state import get_selection, get_store, select
 
 _PICKED = "jobs_picked"
@@ -26,7 +26,8 @@ def make_rows(
 ) -> pd.DataFrame:
     """One row a run: state, what, progress (0 to 100, NaN while unknown), loss, time, device, author, created_at.
 
-    With `since` (run_id to what relabelling has changed for what it made) there is a column of that name, too.
+    With `since` (run_id to what relabelling has changed for what it made) there is a column of that name, too, and with
+    runs on Slurm a column `where`.
     """
     rows = [
         {
@@ -43,6 +44,8 @@ def make_rows(
     ]
     columns = ["state", "what", "progress", "loss", "time", "device", "created_at", "author"]
     table = pd.DataFrame(rows, columns=columns).astype({"progress": "float64", "created_at": "datetime64[us]"})
+    if any(status.profile is not None for status in statuses):
+        table.insert(columns.index("device"), "where", [place_text(status) for status in statuses])
     if since:
         table.insert(2, "since", [since.get(status.run_id, "–") for status in statuses])
     return table
@@ -102,6 +105,9 @@ def _describe_columns() -> dict[str, Any]:
         ),
         "loss": st.column_config.LineChartColumn(_("Loss"), help=_("Training loss over the steps"), width=75),
         "time": st.column_config.TextColumn(_("Time"), help=_("Time left, else how long it took"), width=80),
+        "where": st.column_config.TextColumn(
+            _("Where"), help=_("This computer, or Slurm: the profile and the job's number"), width=95
+        ),
         "device": st.column_config.TextColumn(_("Device"), width=60),
         "created_at": st.column_config.DatetimeColumn(_("Asked for (UTC)"), format="YYYY-MM-DD HH:mm", width=125),
         "author": st.column_config.TextColumn(_("By"), width=70),

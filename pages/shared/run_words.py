@@ -58,6 +58,13 @@ def run_title(status: RunStatus) -> str:
     return f"{stage_name(status.stage)} · {status.name}" if status.stage else status.name
 
 
+def place_text(status: RunStatus) -> str:
+    """Where a run starts: here, or on Slurm by which profile and as which job."""
+    if status.profile is None:
+        return _("this computer")
+    return status.profile if status.job is None else f"{status.profile} · {status.job}"
+
+
 def time_text(status: RunStatus, now: datetime) -> str:
     """Time left where it is known, else how long it has been going or took."""
     if status.state == "running" and status.eta_s is not None and status.done < status.total:
@@ -106,9 +113,11 @@ def reason_text(status: RunStatus, statuses: Sequence[RunStatus] = ()) -> str | 
         return _("It was stopped and has saved what it had; resume it to go on from there.")
     if status.state == "cancelled":
         return _("It was cancelled; nothing of it was kept.")
+    if status.state == "queued" and status.job is not None:
+        return _("It waits in Slurm's queue for a free node.")
     if status.state == "queued":
         before = sum(
-            other.state == "queued" and (other.place or 0) < (status.place or 0)
+            other.state == "queued" and other.place is not None and other.place < (status.place or 0)
             for other in statuses
             if other.run_id != status.run_id
         )
