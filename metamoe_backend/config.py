@@ -367,9 +367,22 @@ class EvaluateConfig(StageConfig):
     split: Literal["train", "validation", "test"] = Field("test", description="Split the questions come from")
     limit: int | None = Field(None, ge=1, description="At most so many questions per task")
     n_shot: int = Field(0, ge=0, le=20, description="Examples from the train split shown before each question")
+    scoring: Literal["task", "letters"] = Field(
+        "task",
+        description="task: as each task is scored; letters: options are shown as A, B, C … and the first letter of the "
+        "generated answer counts (OpenCompass), another regime with other numbers",
+    )
+    explained: bool = Field(
+        False,
+        description="Tasks answered by a number: examples show their explanation, then #### and the number, and the "
+        "model may write several lines (GSM8K of lm-evaluation-harness)",
+    )
+    chat: bool = Field(False, description="Put the prompt into the base model's chat template")
     device: Device = Field("auto", description="auto, cpu or cuda:N")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of the base model")
-    batch_tokens: int = Field(4096, ge=64, description="Padded tokens per forward pass")
+    batch_tokens: int | None = Field(
+        None, ge=64, description="Padded tokens per forward pass; empty: found by itself. What does not fit is halved"
+    )
     max_new_tokens: int = Field(24, ge=1, le=4096, description="Longest generated answer, in tokens")
     max_program_tokens: int = Field(
         512, ge=16, le=4096, description="Longest generated program, in tokens, where a task is scored by running code"

@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 Regime = Literal["choices", "exact", "number", "reasoning_gym", "code"]
-"""How a task is scored.
+"""How a task is scored; an evaluation may ask for more (`evaluate.asking`).
 
 choices: argmax of the log-likelihood over the question's options. exact: greedy generation, normalised exact match.
 number: greedy generation, last number in the output. reasoning_gym: greedy generation, the generator's own
@@ -370,7 +370,7 @@ class Prediction:
 
     system: Annotated[str, "system"]
     question_id: Annotated[str, "question"]
-    regime: Annotated[str, "how it was scored"]
+    regime: Annotated[str, "how it was scored: the task's regime or letters; explained or chat stand behind it"]
     n_shot: Annotated[int, "examples shown before the question"]
     output: Annotated[str, "chosen option or generated text"]
     choice: Annotated[int | None, "index of the chosen option"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from metamoe_backend.config import BASE_EXPERT
-from metamoe_backend.errors import ConfigError, InputError
+from metamoe_backend.errors import ConfigError, InputError, UnavailableError
 from metamoe_backend.evaluate.generation import Stop, find_stop_tokens, iterate_outputs
 from metamoe_backend.evaluate.prompts import encode_prompt
 from metamoe_backend.masking import mask_question
@@ -90,7 +90,9 @@ class LoadedSystem:
         limits = Stop(find_stop_tokens(self.loaded.model, self.loaded.tokenizer), (stop,), max_new_tokens)
         found: dict[int, str] = {}
         for rows, texts in iterate_outputs(self.system, self.loaded.tokenizer, encoded, limits, 4096, routes):
-            found |= dict(zip(rows, texts, strict=True))
+            found |= {row: text for row, text in zip(rows, texts, strict=True) if text is not None}
+        if len(found) < len(prompts):
+            raise UnavailableError("The model gave no number (NaN) for what comes next; load it with dtype float32.")
         return [found[row] for row in range(len(prompts))]
 
 

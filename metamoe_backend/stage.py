@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from metamoe_backend.config import StageConfig
     from metamoe_backend.store.connection import Store
 
+NOTE = "Note: "
+"""Begins the lines of a run's log that a person should read beside its numbers."""
 Inputs = dict[str, "pd.DataFrame"]
 """Named tables that `prepare` hands to `compute`; kept as Parquet under the run's inputs/."""
 

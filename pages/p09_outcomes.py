@@ -20,7 +20,7 @@ from pages.shared.outcome_views import (
     render_outcome_bars,
     render_solver_bars,
 )
-from pages.shared.regimes import render_regimes
+from pages.shared.regimes import render_regimes, render_way
 from pages.shared.review_views import filter_words, render_review_action
 from pages.shared.state import get_selection, get_store, open_page, per_version, segment_in_address
 
@@ -45,7 +45,7 @@ def render() -> None:
     if predictions.empty:
         empty_state(_("Nothing has been evaluated yet."), button=_("Go to Jobs"), page="jobs")
         return
-    view = choose_view(predictions, systems)
+    view = choose_view(render_way(predictions, "outcomes_way"), systems)
     if len(view.experts) >= 2:
         picked = render_view(view, selected)
     else:

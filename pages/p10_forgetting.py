@@ -18,7 +18,7 @@ from pages.shared.forgetting_views import (
 )
 from pages.shared.i18n import _
 from pages.shared.layout import canvas_and_inspector, empty_state, page_header
-from pages.shared.regimes import render_regimes
+from pages.shared.regimes import render_regimes, render_way
 from pages.shared.review_views import render_review_action
 from pages.shared.state import get_store, open_page, per_version
 
@@ -36,6 +36,7 @@ def render() -> None:
         if st.button(_("Evaluate more"), type="primary", key="forgetting_evaluate", icon=":material/play_arrow:"):
             open_page("jobs")
     predictions, systems, adapters = load(get_store())
+    predictions = render_way(predictions, "forgetting_way")
     if predictions.empty or "base" not in set(predictions["system"]):
         empty_state(
             _("Nothing to compare yet: evaluate the base model and at least one expert."),

@@ -157,3 +157,21 @@ def test_options_are_lettered_once():
     assert add_letters("Q?", ["x", "y"]) == "Q?\nA. x\nB. y"
     assert has_letters(["A", "B"])
     assert not has_letters(["A", "C"])
+
+
+def test_a_changed_file_of_the_same_name_is_told(store: Store, tmp_path: Path):
+    path = tmp_path / "facts.jsonl"
+
+    def ingest(*questions: str, **settings) -> str:
+        path.write_text("\n".join(json.dumps({"question": text, "answer": "yes"}) for text in questions))
+        run = run_now(store, "ingest", {"source": str(path), **settings}, "ana")
+        return run.read_log()
+
+    assert "Note" not in ingest("Is ice cold?", "Is fire hot?", "Is rain wet?")
+    assert "Note" not in ingest("Is ice cold?", "Is fire hot?", "Is rain wet?", "Is snow white?"), "a longer file"
+    assert "Note" not in ingest("Is sand dry?", split="train"), "another split"
+    told = ingest("Is ice cold?", "Is fire cold?", "Is rain wet?")
+    assert "1 rows of facts.jsonl read differently now than when facts was made of them" in told
+    assert "--task NAME" in told
+    assert store.value("SELECT count(*) FROM question") == 6
+    assert "Note" not in ingest("Is ice hot?", task="other")

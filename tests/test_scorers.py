@@ -49,6 +49,9 @@ def test_every_text_equals_itself(text):
         ("it is 5", "6", 0.0, 0.0),
         ("no number at all ...", "6", 0.0, 0.0),
         ("x1.2.3", "1.2.3", 1.0, 0.0),
+        ("答案是１８", "18", 1.0, 0.0),
+        ("#### ١٨", "18", 1.0, 1.0),
+        ("", "6", 0.0, 0.0),
     ],
 )
 def test_number_follows_the_two_gsm8k_extractions(output, answer, flexible, strict):

@@ -15,13 +15,48 @@ def require_one_regime(predictions: pd.DataFrame) -> None:
 
     predictions: task, regime, n_shot.
     """
-    ways = predictions[["task", "regime", "n_shot"]].drop_duplicates().sort_values(["task", "regime", "n_shot"])
-    twice = ways[ways["task"].duplicated(keep=False)]
+    twice = _find_twice(predictions)
     if twice.empty:
         return
     task = twice["task"].iloc[0]
-    found = " and ".join(f"{row.regime} {row.n_shot}-shot" for row in twice[twice["task"] == task].itertuples())
+    found = " and ".join(twice.loc[twice["task"] == task, "way"])
     raise ConfigError(f"Task {task!r} was scored as {found}; choose one of them, their numbers cannot be compared.")
+
+
+def _find_twice(predictions: pd.DataFrame) -> pd.DataFrame:
+    """task and way ("choices 0-shot") of the tasks that were scored in more than one way."""
+    ways = predictions[["task", "regime", "n_shot"]].drop_duplicates().sort_values(["task", "regime", "n_shot"])
+    ways = ways.assign(way=_name_ways(ways))
+    return ways.loc[ways["task"].duplicated(keep=False), ["task", "way"]]
+
+
+def _name_ways(predictions: pd.DataFrame) -> pd.Series:
+    return predictions["regime"].astype(str) + " " + predictions["n_shot"].astype(str) + "-shot"
+
+
+def list_ways(predictions: pd.DataFrame) -> list[str]:
+    """The ways between which one has to choose: those of tasks that were scored in more than one."""
+    return sorted(_find_twice(predictions)["way"].unique())
+
+
+def choose_way(predictions: pd.DataFrame, way: str) -> pd.DataFrame:
+    """Of tasks that were scored in several ways, the answers of this one; all of the others.
+
+    Raises `NotFoundError` for a way in which none of them was scored.
+    """
+    ways = list_ways(predictions)
+    if ways and way not in ways:
+        raise NotFoundError(f"Nothing was scored as {way!r} here; there are {', '.join(ways)}.")
+    several = predictions["task"].isin(_find_twice(predictions)["task"])
+    return predictions[~several | _name_ways(predictions).eq(way)]
+
+
+def choose_commonest_way(predictions: pd.DataFrame) -> pd.DataFrame:
+    """As `choose_way`, the way with most answers: for a summary beside which nobody can choose."""
+    twice = _find_twice(predictions)
+    if twice.empty:
+        return predictions
+    return choose_way(predictions, _name_ways(predictions[predictions["task"].isin(twice["task"])]).mode().iloc[0])
 
 
 def find_regimes(predictions: pd.DataFrame) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from metamoe_backend.config import BASE_EXPERT, ForceConfig
-from metamoe_backend.errors import ConfigError, NotFoundError
+from metamoe_backend.errors import ConfigError, InputError, NotFoundError
 from metamoe_backend.evaluate.answering import Answerer, answer_choices, answer_freely, find_stop_texts
 from metamoe_backend.evaluate.programs import check_code_questions
 from metamoe_backend.evaluate.prompts import make_shown_text
@@ -95,5 +95,10 @@ def _answer(answerer: Answerer, questions: pd.DataFrame, routed: str | None) -> 
         pass
 
     if questions["regime"].iloc[0] == "choices":
-        return answer_choices(answerer, questions, routes, None, on_answered)[0]
-    return answer_freely(answerer, questions, routes, None, on_answered, questions["stop_texts"].iloc[0])[0]
+        answers, _gates = answer_choices(answerer, questions, routes, None, on_answered)
+    else:
+        answers, _gates = answer_freely(answerer, questions, routes, None, on_answered, questions["stop_texts"].iloc[0])
+    problems = answers["problem"].dropna()
+    if len(problems):
+        raise InputError(f"Question {answers.loc[problems.index[0], 'question_id']} has no answer: {problems.iloc[0]}")
+    return answers.drop(columns=["problem", "cut_tokens"])

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metamoe_backend.evaluate.batches import pad_left, plan_batches
+from metamoe_backend.evaluate.batches import BatchBudget, pad_left, run_batches
 from metamoe_backend.evaluate.loglikelihood import PromptWatcher
+from metamoe_backend.evaluate.shared_prefix import SharedPrefix, read_shared_prefix
 
 if TYPE_CHECKING:
     from metamoe_backend.models.systems import OpenSystem
@@ -48,19 +49,27 @@ def iterate_outputs(
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     stop: Stop,
-    batch_tokens: int,
+    batch_tokens: int | BatchBudget,
     routes: NDArray[np.float64] | None = None,
     watch: PromptWatcher | None = None,
-) -> Iterator[tuple[list[int], list[str]]]:
-    """Batch by batch: indices of prompts and the texts generated for them, cut at the stop.
+) -> Iterator[tuple[list[int], list[str | None]]]:
+    """Batch by batch: indices of prompts and the texts generated for them, cut at the stop; None where the model gave
+    no numbers (NaN).
 
     routes: one row a prompt for mixtures that route by question. watch: sees the gates of the pass over the prompts.
+    What all prompts begin with is read once (`shared_prefix`). A batch that memory does not hold is halved.
     """
-    for rows in plan_batches([len(prompt) + stop.max_new_tokens for prompt in prompts], batch_tokens):
+    prefix = None if watch else read_shared_prefix(system, prompts, routes)
+
+    def answer(rows: list[int]) -> list[list[int] | None]:
         batch_routes = None if routes is None else routes[rows]
-        tokens = _generate_batch(system, tokenizer, [prompts[row] for row in rows], stop, batch_routes, rows, watch)
-        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        yield rows, [stop.cut(text) for text in texts]
+        batch = [prompts[row] for row in rows]
+        return _generate_batch(system, tokenizer, batch, stop, batch_routes, rows, watch, prefix)
+
+    lengths = [len(prompt) + stop.max_new_tokens for prompt in prompts]
+    for rows, tokens in run_batches(lengths, batch_tokens, answer):
+        texts = tokenizer.batch_decode([found or [] for found in tokens], skip_special_tokens=True)
+        yield rows, [None if found is None else stop.cut(text) for found, text in zip(tokens, texts, strict=True)]
 
 
 def _generate_batch(
@@ -71,18 +80,24 @@ def _generate_batch(
     routes: NDArray[np.float64] | None,
     rows: list[int],
     watch: PromptWatcher | None,
-) -> list[list[int]]:
-    """Token ids generated for each prompt, without the end-of-text token."""
+    prefix: SharedPrefix | None,
+) -> list[list[int] | None]:
+    """Token ids generated for each prompt, without the end-of-text token; None where the model gave no numbers."""
     import torch
 
     generated: list[list[int]] = [[] for _ in prompts]
+    without_numbers: set[int] = set()
     running = list(range(len(prompts)))
     with torch.inference_mode():
-        output, read, mask = _read_prompts(system, prompts, routes, rows, watch)
+        output, read, mask, gates = _read_prompts(system, prompts, routes, watch is not None, prefix)
         for _ in range(stop.max_new_tokens):
-            chosen = output.logits[:, -1].argmax(-1)
+            largest, chosen = output.logits[:, -1].max(-1)  # NaN where any logit is
             unfinished = []
+            broken = largest.isnan().tolist()
             for place, (row, token) in enumerate(zip(running, chosen.tolist(), strict=True)):
+                if broken[place]:
+                    without_numbers.add(row)
+                    continue
                 if token in stop.tokens:
                     continue
                 generated[row].append(token)
@@ -102,7 +117,10 @@ def _generate_batch(
             mask = torch.cat([mask, mask.new_ones(len(running), 1)], dim=1)
             inputs = _make_inputs(read, mask, None if cache is None else 1)
             output = system.model(**inputs, past_key_values=cache, use_cache=system.reads_once)
-    return generated
+    if watch is not None:  # at the end, so that a batch that is tried again is seen once
+        width = max(len(prompt) for prompt in prompts)
+        watch(gates, rows, [slice(width - len(prompt), width) for prompt in prompts])
+    return [None if row in without_numbers else tokens for row, tokens in enumerate(generated)]
 
 
 def _make_inputs(tokens: Any, mask: Any, new: int | None = None) -> dict[str, Any]:
@@ -121,24 +139,32 @@ def _read_prompts(
     system: "OpenSystem",
     prompts: Sequence[Sequence[int]],
     routes: NDArray[np.float64] | None,
-    rows: list[int],
-    watch: PromptWatcher | None,
-) -> tuple[Any, Any, Any]:
-    """The pass over the prompts: the model's output with its cache, the tokens and the mask [batch, width]."""
+    record: bool,
+    prefix: SharedPrefix | None,
+) -> tuple[Any, Any, Any, Any]:
+    """The pass over the prompts: the model's output with its cache, the tokens and the mask [batch, width], the gates.
+
+    With a prefix, only what stands behind it is read, and padding stands between the two.
+    """
     import torch
 
     system.set_routes(routes)
     device = system.model.device
-    tokens = torch.from_numpy(pad_left(prompts, 0)).to(device)
-    mask = torch.from_numpy(pad_left([[1] * len(prompt) for prompt in prompts], 0)).to(device)
-    inputs = _make_inputs(tokens, mask) | {"use_cache": system.reads_once}
-    if watch is None:
-        return system.model(**inputs), tokens, mask
+    known = 0 if prefix is None else len(prefix.tokens)
+    rest = [prompt[known:] for prompt in prompts]
+    tokens = torch.from_numpy(pad_left(rest, 0)).to(device)
+    mask = torch.from_numpy(pad_left([[1] * len(one) for one in rest], 0)).to(device)
+    if prefix is not None:
+        tokens = torch.cat([tokens.new_tensor(prefix.tokens).expand(len(prompts), -1), tokens], dim=1)
+        mask = torch.cat([mask.new_ones(len(prompts), known), mask], dim=1)
+    inputs = _make_inputs(tokens, mask, tokens.shape[1] - known) | {"use_cache": system.reads_once}
+    if prefix is not None:
+        inputs["past_key_values"] = prefix.make_cache(len(prompts))
+    if not record:
+        return system.model(**inputs), tokens, mask, None
     with system.record() as gates:
         output = system.model(**inputs)
-    width = tokens.shape[1]
-    watch(gates, rows, [slice(width - len(prompt), width) for prompt in prompts])
-    return output, tokens, mask
+    return output, tokens, mask, gates
 
 
 def _has_stopped(tokenizer: Any, tokens: Sequence[int], stop: Stop) -> bool:

@@ -7,14 +7,15 @@ cost nothing beyond the prompt.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metamoe_backend.errors import InputError
-from metamoe_backend.evaluate.batches import pad_left, plan_batches
+from metamoe_backend.evaluate.batches import BatchBudget, pad_left, run_batches
+from metamoe_backend.evaluate.shared_prefix import SharedPrefix, count_shared, read_shared_prefix
 
 if TYPE_CHECKING:
     from metamoe_backend.models.systems import GateRecord, OpenSystem
@@ -43,6 +44,8 @@ class PackedQuestion:
     options: NDArray[np.int64]
     option_count: int
     prompt_tokens: int
+    cut_tokens: int = 0
+    """Tokens at the beginning that the model has no room for."""
 
 
 def pack_question(pairs: Sequence[tuple[Sequence[int], int]], max_positions: int) -> PackedQuestion:
@@ -51,7 +54,7 @@ def pack_question(pairs: Sequence[tuple[Sequence[int], int]], max_positions: int
     What all options share before the first of them starts is the prompt; it is cut on the left to `max_positions`.
     Raises `InputError` when an option alone is longer than that.
     """
-    shared = _count_shared([tokens[:start] for tokens, start in pairs])
+    shared = count_shared([tokens[:start] for tokens, start in pairs])
     cut = max(0, max(len(tokens) for tokens, _ in pairs) - 1 - max_positions)
     if cut >= shared:
         raise InputError(
@@ -80,35 +83,52 @@ def pack_question(pairs: Sequence[tuple[Sequence[int], int]], max_positions: int
         options=np.asarray(options, dtype=np.int64),
         option_count=len(pairs),
         prompt_tokens=len(prompt),
+        cut_tokens=cut,
     )
-
-
-def _count_shared(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with."""
-    for index, column in enumerate(zip(*rows, strict=False)):
-        if len(set(column)) > 1:
-            return index
-    return min(len(row) for row in rows)
 
 
 def iterate_logliks(
     system: "OpenSystem",
     questions: Sequence[PackedQuestion],
-    batch_tokens: int,
+    batch_tokens: int | BatchBudget,
     routes: NDArray[np.float64] | None = None,
     watch: PromptWatcher | None = None,
 ) -> Iterator[tuple[list[int], list[NDArray[np.float64]]]]:
     """Batch by batch: indices of questions, and the summed log-likelihood in nats of each one's options.
 
-    routes: one row a question for mixtures that route by question. watch: sees the gates of every batch.
+    routes: one row a question for mixtures that route by question. watch: sees the gates of every batch. What all
+    prompts begin with is read once (`shared_prefix`). A batch that memory does not hold is halved.
     """
-    for rows in plan_batches([len(question.tokens) for question in questions], batch_tokens):
+    prompts = [question.tokens[: question.prompt_tokens].tolist() for question in questions]
+    prefix = None if watch else read_shared_prefix(system, prompts, routes)
+    known = 0 if prefix is None else len(prefix.tokens)
+    behind = [_drop_prefix(question, known) for question in questions]
+
+    def score(rows: list[int]) -> list[NDArray[np.float64]]:
         system.set_routes(None if routes is None else routes[rows])
-        yield rows, _score_batch(system, [questions[row] for row in rows], rows, watch)
+        return _score_batch(system, [behind[row] for row in rows], rows, watch, prefix)
+
+    yield from run_batches([len(question.tokens) for question in behind], batch_tokens, score)
+
+
+def _drop_prefix(question: PackedQuestion, known: int) -> PackedQuestion:
+    """The question without its first `known` prompt tokens; positions still count from the prompt's beginning."""
+    return replace(
+        question,
+        tokens=question.tokens[known:],
+        branches=question.branches[known:],
+        positions=question.positions[known:],
+        predictors=question.predictors - known,
+        prompt_tokens=question.prompt_tokens - known,
+    )
 
 
 def _score_batch(
-    system: "OpenSystem", batch: Sequence[PackedQuestion], rows: list[int], watch: PromptWatcher | None
+    system: "OpenSystem",
+    batch: Sequence[PackedQuestion],
+    rows: list[int],
+    watch: PromptWatcher | None,
+    prefix: SharedPrefix | None,
 ) -> list[NDArray[np.float64]]:
     import torch
 
@@ -120,11 +140,13 @@ def _score_batch(
         needed[row, start + question.predictors] = True
     inputs = {
         "input_ids": tokens,
-        "attention_mask": _make_tree_mask(batch, model),
+        "attention_mask": _make_tree_mask(batch, model, 0 if prefix is None else len(prefix.tokens)),
         "position_ids": torch.from_numpy(pad_left([question.positions for question in batch], 0)).to(model.device),
         "use_cache": False,
         "logits_to_keep": torch.from_numpy(needed).to(model.device),  # the head runs where an option is predicted
     }
+    if prefix is not None:
+        inputs["past_key_values"] = prefix.make_passing_cache(len(batch))
     with torch.inference_mode():
         if watch is None:
             logits = model(**inputs).logits
@@ -145,8 +167,11 @@ def _score_batch(
     ]
 
 
-def _make_tree_mask(batch: Sequence[PackedQuestion], model: Any) -> Any:
-    """Additive mask [batch, 1, width, width]: 0 where a token may look, the dtype's least number elsewhere."""
+def _make_tree_mask(batch: Sequence[PackedQuestion], model: Any, known: int) -> Any:
+    """Additive mask [batch, 1, width, known + width]: 0 where a token may look, the dtype's least number elsewhere.
+
+    The `known` tokens of a shared prefix are seen by all.
+    """
     import torch
 
     branches = torch.from_numpy(pad_left([question.branches for question in batch], _PADDING)).to(model.device)
@@ -154,6 +179,7 @@ def _make_tree_mask(batch: Sequence[PackedQuestion], model: Any) -> Any:
     # Padding, at the left end, looks at padding: a token that may look nowhere would turn into NaN and spread.
     seen = (keys == _PROMPT) | (keys == queries)
     blocked = ~seen.tril()
+    blocked = torch.cat([blocked.new_zeros(*blocked.shape[:2], known), blocked], dim=2)
     mask = torch.zeros(blocked.shape, dtype=model.dtype, device=model.device)
     return mask.masked_fill_(blocked, torch.finfo(model.dtype).min)[:, None]
 

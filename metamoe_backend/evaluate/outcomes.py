@@ -91,14 +91,17 @@ def find_solved_by(solved: pd.DataFrame, solvers: Sequence[str]) -> list[str]:
 def compute_majority_vote(predictions: pd.DataFrame, experts: Sequence[str]) -> pd.Series:
     """Whether the answer most `experts` gave is right, per (task, question_id).
 
-    Answers are equal when their text is, up to case and spaces. A tie goes to the answer of the expert whose name comes
-    first in the alphabet, so that the order of asking decides nothing.
+    Answers are equal when they choose the same option, else when their text is, up to case and spaces. A tie goes to
+    the answer of the expert whose name comes first in the alphabet, so that the order of asking decides nothing.
     """
     order = sorted(set(experts))
     table = compute_answer_table(predictions, order)
     votes = predictions[predictions["system"].isin(order)]
+    said = votes["output"].str.split().str.join(" ").str.casefold()
+    if "choice" in votes:  # an option may be named in many words
+        said = said.where(votes["choice"].isna(), "option " + votes["choice"].astype(str))
     votes = votes.assign(
-        answer=votes["output"].str.split().str.join(" ").str.casefold(),
+        answer=said,
         rank=votes["system"].map({name: rank for rank, name in enumerate(order)}),
     )
     answers = votes.groupby(["task", "question_id", "answer"]).agg(

@@ -38,7 +38,11 @@ def score_number(output: str, answer: str, extraction: Literal["strict", "flexib
 
 
 def extract_number(text: str, extraction: Literal["strict", "flexible"] = "flexible") -> str | None:
-    """The number that counts as the answer, without `,`, `$` and a final `.`; None where there is none."""
+    """The number that counts as the answer, without `,`, `$` and a final `.`; None where there is none.
+
+    Digits of any script count as 0 to 9.
+    """
+    text = "".join(str(unicodedata.decimal(letter, letter)) for letter in text)
     found = _STRICT.findall(text)[:1] if extraction == "strict" else _FLEXIBLE.findall(text)
     numbers = [_clean_number(match) for match in found if any(letter.isdigit() for letter in match)]
     return numbers[-1] if numbers else None

@@ -12,12 +12,20 @@ from numpy.typing import NDArray
 from metamoe_backend.config import DEFAULT_BASE, EvaluateConfig
 from metamoe_backend.errors import ConfigError, NotFoundError
 from metamoe_backend.evaluate.activations import ActivationCollector
-from metamoe_backend.evaluate.answering import Answerer, answer_choices, answer_freely, find_stop_texts
+from metamoe_backend.evaluate.answering import Answerer, Problems, answer_choices, answer_freely, find_stop_texts
+from metamoe_backend.evaluate.asking import (
+    EXPLAINED_TOKENS,
+    add_shown_text,
+    apply_chat_template,
+    choose_ways,
+    list_left_out,
+)
+from metamoe_backend.evaluate.batches import BatchBudget, find_batch_tokens
 from metamoe_backend.evaluate.programs import check_code_questions
-from metamoe_backend.evaluate.prompts import draw_shots, encode_prompt, hash_prompt, make_shots, make_shown_text
+from metamoe_backend.evaluate.prompts import draw_shots, encode_prompt
 from metamoe_backend.evaluate.sandbox import describe_sandbox
 from metamoe_backend.evaluate.saved_parts import restore_parts, save_part
-from metamoe_backend.stage import Context, Inputs
+from metamoe_backend.stage import NOTE, Context, Inputs
 
 if TYPE_CHECKING:
     from metamoe_backend.models.base import LoadedBase
@@ -35,30 +43,32 @@ def prepare(store: "Store", config: EvaluateConfig) -> Inputs:
     """The systems, the questions with the text each shows the model, and what was evaluated before.
 
     `systems` is rows.System in the order asked for, `base` among them if asked for (sha256 empty while it was never
-    evaluated); `questions` has question_id, task, regime, source, choices, answer, gold, metadata, prompt,
-    meta_question, shown_text, prompt_hash; `evaluated` names answers that exist. Raises `NotFoundError` for unknown
-    systems and tasks and for tasks without questions of the split, `UnavailableError` where a task is scored by
-    running code and there is no sandbox, `ConfigError` where `base` could be two models or a task has too few examples.
+    evaluated); `questions` has question_id, task, regime, way, source, choices, answer, gold, metadata, prompt,
+    meta_question, shown_text, prompt_hash; `evaluated` names answers that exist; `left_out` has task and reason of the
+    tasks that cannot be asked like this (no questions of the split, too few examples), which the others do not wait
+    for. Raises `NotFoundError` for unknown systems and tasks and where no task has questions of the split,
+    `UnavailableError` where a task is scored by running code and there is no sandbox, `ConfigError` where `base` could
+    be two models or all tasks are left out.
     """
     from metamoe_backend.store.questions import fetch_evaluation_questions
     from metamoe_backend.store.results import fetch_evaluated
 
     systems = _fetch_systems(store, list(dict.fromkeys(config.systems)))
-    tasks = list(dict.fromkeys(config.tasks))
-    questions = fetch_evaluation_questions(store, tasks, config.split, config.limit, config.seed)
-    for task in tasks:
-        regimes = questions.loc[questions["task"] == task, "regime"]
-        if regimes.empty:
-            raise NotFoundError(
-                f"Task {task!r} has no questions of the split {config.split!r}; ingest some with --split."
-            )
+    config = config.model_copy(update={"tasks": list(dict.fromkeys(config.tasks))})
+    found = fetch_evaluation_questions(store, config.tasks, config.split, config.limit, config.seed)
+    questions, shots = choose_ways(found, config), _fetch_shots(store, config)
+    left_out = list_left_out(questions, config, shots)
+    if len(left_out) == len(config.tasks):
+        empty = questions.empty
+        raise (NotFoundError if empty else ConfigError)(next(iter(left_out.values())))
+    questions = questions[~questions["task"].isin(list(left_out))]
     check_code_questions(questions)
-    shots = _fetch_shots(store, tasks, config)
     evaluated = fetch_evaluated(store)
     return {
         "systems": systems,
-        "questions": _add_shown_text(questions, shots, config.n_shot),
+        "questions": add_shown_text(questions, shots, config.n_shot),
         "evaluated": evaluated.loc[evaluated["question_id"].isin(questions["question_id"]), _EVALUATED],
+        "left_out": pd.DataFrame(list(left_out.items()), columns=["task", "reason"], dtype=object),
     }
 
 
@@ -98,34 +108,14 @@ def _make_base_row(base: str) -> pd.DataFrame:
     return pd.DataFrame([row | {"sha256": "", "run_id": "", "created_at": pd.NaT}])
 
 
-def _fetch_shots(store: "Store", tasks: Sequence[str], config: EvaluateConfig) -> dict[str, pd.DataFrame]:
-    """Example questions per task; raises `ConfigError` where a task's train split has too few."""
+def _fetch_shots(store: "Store", config: EvaluateConfig) -> dict[str, pd.DataFrame]:
+    """Example questions per task, as `choose_ways` makes them."""
     from metamoe_backend.store.questions import fetch_evaluation_questions
 
     if config.n_shot == 0:
         return {}
-    train = fetch_evaluation_questions(store, tasks, "train", None, config.seed)
-    shots = {task: draw_shots(train[train["task"] == task], config.n_shot, config.seed) for task in tasks}
-    for task, drawn in shots.items():
-        needed = config.n_shot + (config.split == "train")
-        if len(drawn) < needed:
-            raise ConfigError(
-                f"n_shot is {config.n_shot}, but task {task!r} has only {len(drawn)} train questions to show; lower "
-                "n_shot or ingest more with --split train."
-            )
-    return shots
-
-
-def _add_shown_text(questions: pd.DataFrame, shots: dict[str, pd.DataFrame], n_shot: int) -> pd.DataFrame:
-    def show(row: Any) -> str:
-        return make_shown_text(row.template, row.prompt, make_shots(shots[row.task], n_shot, row.question_id))
-
-    if n_shot == 0:
-        texts = [make_shown_text(*pair) for pair in zip(questions["template"], questions["prompt"], strict=True)]
-    else:
-        texts = [show(row) for row in questions.itertuples()]
-    hashes = [hash_prompt(text) for text in texts]
-    return questions.drop(columns=["template"]).assign(shown_text=texts, prompt_hash=hashes)
+    train = choose_ways(fetch_evaluation_questions(store, config.tasks, "train", None, config.seed), config)
+    return {task: draw_shots(train[train["task"] == task], config.n_shot, config.seed) for task in config.tasks}
 
 
 @dataclass
@@ -161,19 +151,25 @@ def compute(inputs: Inputs, config: EvaluateConfig, context: Context) -> None:
     systems, questions = inputs["systems"], inputs["questions"]
     if (questions["regime"] == "code").any():
         context.log(f"Programs run in {describe_sandbox()}.")
+    for reason in inputs["left_out"]["reason"] if "left_out" in inputs else ():
+        context.log(f"{NOTE}Left out: {reason}")
+    if "way" not in questions:  # handed over before there were ways
+        questions = questions.assign(way=questions["regime"])
     done = restore_parts(context)
     tally = _Tally(context, total=len(systems) * len(questions))
     context.progress(0, tally.total)
     for base, rows in systems.groupby("base", sort=False):
         loaded = load_base(str(base), config.device, config.dtype)
+        asked = apply_chat_template(questions, loaded.tokenizer, loaded.name) if config.chat else questions
+        budget = BatchBudget(config.batch_tokens or find_batch_tokens(loaded.model), context.log)
         for values in rows.to_dict("records"):
             row: dict[str, Any] = {str(name): value for name, value in values.items()}
             if row["kind"] == "base":
                 row = _record_base(row, loaded, context)
-            pending = _find_pending(questions, row, inputs["evaluated"], done, loaded.dtype, config.n_shot)
+            pending = _find_pending(asked, row, inputs["evaluated"], done, loaded.dtype, config.n_shot)
             tally.skip(len(questions) - len(pending))
             if len(pending):
-                _evaluate_system(loaded, row, questions, pending, config, tally)
+                _evaluate_system(loaded, row, asked, pending, config, tally, budget)
 
 
 def _record_base(row: dict[str, Any], loaded: "LoadedBase", context: Context) -> dict[str, Any]:
@@ -193,9 +189,8 @@ def _find_pending(
     n_shot: int,
 ) -> pd.DataFrame:
     """The questions this system has not answered, by an earlier run or by an earlier attempt of this one."""
-    asked = questions[["question_id", "regime", "prompt_hash"]].assign(
-        system=system["system"], system_hash=system["sha256"], n_shot=n_shot, dtype=dtype
-    )
+    asked = questions[["question_id", "way", "prompt_hash"]].rename(columns={"way": "regime"})
+    asked = asked.assign(system=system["system"], system_hash=system["sha256"], n_shot=n_shot, dtype=dtype)
     answered = set(evaluated[_EVALUATED].itertuples(index=False, name=None))
     finished = set(done.loc[done["system"] == system["system"], "question_id"])
     keys = asked[_EVALUATED].itertuples(index=False, name=None)
@@ -210,14 +205,14 @@ def _evaluate_system(
     pending: pd.DataFrame,
     config: EvaluateConfig,
     tally: _Tally,
+    budget: BatchBudget,
 ) -> None:
     from metamoe_backend.models.systems import open_system
 
     context = tally.context
     with open_system(loaded, row, context.workspace_root) as system:
-        answerer = Answerer(
-            system, loaded.tokenizer, config.batch_tokens, config.max_new_tokens, config.max_program_tokens
-        )
+        longest = max(config.max_new_tokens, EXPLAINED_TOKENS) if config.explained else config.max_new_tokens
+        answerer = Answerer(system, loaded.tokenizer, budget, longest, config.max_program_tokens, config.chat)
         routes = compute_routes(system, pending, row["system"])
         record = config.activations and row["kind"] == "moe"
         for task, positions in pending.reset_index(drop=True).groupby("task", sort=False).indices.items():
@@ -226,7 +221,7 @@ def _evaluate_system(
             if everything["regime"].iloc[0] == "code":
                 _warn_of_long_programs(answerer, everything, context)
             stop_texts = find_stop_texts(everything)
-            right = 0.0
+            right, problems = 0.0, Problems()
             for start in range(0, len(positions), PART_QUESTIONS):
                 places = positions[start : start + PART_QUESTIONS]
                 part, part_routes = pending.iloc[places], None if routes is None else routes[places]
@@ -234,12 +229,17 @@ def _evaluate_system(
                     answers, gates = answer_choices(answerer, part, part_routes, sampled, tally.add)
                 else:
                     answers, gates = answer_freely(answerer, part, part_routes, sampled, tally.add, stop_texts)
+                answers = problems.take_out(answers)
                 right += answers["correct"].sum()
                 frames = _make_rows(answers, gates, part, row, loaded, config.n_shot)
                 if record and part_routes is not None:
-                    frames["route"] = make_route_rows(part["question_id"], system.route_names, part_routes)
-                save_part(context, {table: frame.assign(system=row["system"]) for table, frame in frames.items()})
+                    kept = part["question_id"].isin(answers["question_id"]).to_numpy()
+                    frames["route"] = make_route_rows(part["question_id"][kept], system.route_names, part_routes[kept])
+                if len(answers):
+                    save_part(context, {table: frame.assign(system=row["system"]) for table, frame in frames.items()})
             context.log(f"{row['system']} on {task}: {right:.0f} of {len(positions)} correct")
+            for sentence in problems.describe(row["system"], str(task)):
+                context.log(f"{NOTE}{sentence}")
 
 
 def _warn_of_long_programs(answerer: Answerer, questions: pd.DataFrame, context: Context) -> None:
@@ -295,11 +295,12 @@ def _make_rows(
     n_shot: int,
 ) -> dict[str, pd.DataFrame]:
     """Rows of every table but route, without run and system."""
+    asked = questions.set_index("question_id").loc[answers["question_id"]]
     frames = {
         "prediction": answers.assign(
-            regime=questions["regime"].to_numpy(),
+            regime=asked["way"].to_numpy(),
             n_shot=n_shot,
-            prompt_hash=questions["prompt_hash"].to_numpy(),
+            prompt_hash=asked["prompt_hash"].to_numpy(),
             system_hash=row["sha256"],
             base_hash=loaded.sha256,
             dtype=loaded.dtype,
@@ -309,4 +310,7 @@ def _make_rows(
         frames["activation"] = pd.concat(gates.activations, ignore_index=True)
     if gates is not None and gates.token_activations:
         frames["token_activation"] = pd.concat(gates.token_activations, ignore_index=True)
+    for table in ("activation", "token_activation"):
+        if table in frames and len(answers) < len(questions):
+            frames[table] = frames[table][frames[table]["question_id"].isin(answers["question_id"])]
     return frames

@@ -32,7 +32,7 @@ from metamoe_backend.ingest.hub import read_hub
 from metamoe_backend.ingest.human_eval import read_human_eval
 from metamoe_backend.ingest.records import Record, Records, make_rejected_row
 from metamoe_backend.rows import Regime, RejectedRow, columns
-from metamoe_backend.stage import Context, Inputs
+from metamoe_backend.stage import NOTE, Context, Inputs
 
 if TYPE_CHECKING:
     from metamoe_backend.store.connection import Store
@@ -289,20 +289,21 @@ def _for_regime(item: Item, regime: Regime) -> Item:
 
 
 def prepare(store: "Store", config: IngestConfig) -> Inputs:
-    """question: ids the task already has. task: its row, if it exists."""
-    from metamoe_backend.store.questions import fetch_question_ids, fetch_tasks
+    """question: id, split and position of what the task already has. task: its row, if it exists."""
+    from metamoe_backend.store.questions import fetch_question_places, fetch_tasks
 
     name = make_task_name(config)
     tasks = fetch_tasks(store)
-    known = tasks.loc[tasks["task"] == name, ["task", "regime", "template"]]
-    return {"question": pd.DataFrame({"question_id": fetch_question_ids(store, name)}, dtype=str), "task": known}
+    known = tasks.loc[tasks["task"] == name, ["task", "regime", "template", "source"]]
+    return {"question": fetch_question_places(store, name), "task": known}
 
 
 def compute(inputs: Inputs, config: IngestConfig, context: Context) -> None:
     """Read the source, drop duplicates and emit task, question and rejected_row; all rows or, on an error, none.
 
-    The last progress report carries the metrics added, duplicates and rejected. Raises `RejectedRowsError` if a row
-    cannot be used and `config.keep_good` is not set, `ConflictError` if the task exists and is scored differently.
+    The last progress report carries the metrics added, duplicates, rejected and changed. Raises `RejectedRowsError` if
+    a row cannot be used and `config.keep_good` is not set, `ConflictError` if the task exists and is scored
+    differently.
     """
     task = make_task_name(config)
     source = open_source(config)
@@ -324,6 +325,12 @@ def compute(inputs: Inputs, config: IngestConfig, context: Context) -> None:
             "task of their own with --task NAME."
         )
     rows, duplicates = _make_questions(task, read, regime, config.split, set(inputs["question"]["question_id"]))
+    changed = _count_changed(task, read, regime, config, inputs) if is_file_source(config.source) else 0
+    if changed:
+        context.log(
+            f"{NOTE}{changed} rows of {source.name} read differently now than when {task} was made of them; their old "
+            "questions stay beside the new ones, with all answers; ingest a changed file as a new task (--task NAME)."
+        )
     if not existing:
         row = {"task": task, "regime": regime, "template": one.template, "source": source.name}
         context.emit("task", pd.DataFrame([{**row, "created_at": context.created_at}]))
@@ -336,7 +343,9 @@ def compute(inputs: Inputs, config: IngestConfig, context: Context) -> None:
         f"{source.name} read as {one.name} into {task} ({regime}): {len(rows)} added, {duplicates} duplicates, "
         f"{len(read.rejected)} rejected."
     )
-    context.progress(read.rows, read.rows, added=len(rows), duplicates=duplicates, rejected=len(read.rejected))
+    context.progress(
+        read.rows, read.rows, added=len(rows), duplicates=duplicates, rejected=len(read.rejected), changed=changed
+    )
 
 
 def _make_tick(config: IngestConfig, context: Context) -> Callable[[int], None]:
@@ -392,6 +401,18 @@ def _make_questions(
             }
         )
     return rows, len(read.items) - len(rows)
+
+
+def _count_changed(task: str, read: Read, regime: Regime, config: IngestConfig, inputs: Inputs) -> int:
+    """Rows of a file that gave the task a question before, and now give it another one."""
+    known, before = inputs["task"], inputs["question"]
+    if known.empty or "source" not in known or known["source"].iloc[0] != Path(config.source).name:
+        return 0
+    now = [(position, item.split or config.split, _for_regime(item, regime)) for _, position, item in read.items]
+    ids = {make_question_id(task, item.prompt, item.choices, item.answer) for _, _, item in now}
+    places = {(split, position) for position, split, _ in now}
+    gone = before[~before["question_id"].isin(ids)]
+    return sum(place in places for place in zip(gone["split"], gone["position"], strict=True))
 
 
 def _question_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -49,11 +49,9 @@ def require_tasks(store: Store, tasks: Sequence[str]) -> None:
             )
 
 
-def fetch_question_ids(store: Store, task: str) -> list[str]:
-    """Ids of a task's questions."""
-    return [
-        row[0] for row in store.cursor().execute("SELECT question_id FROM question WHERE task = ?", [task]).fetchall()
-    ]
+def fetch_question_places(store: Store, task: str) -> pd.DataFrame:
+    """Which questions a task has: question_id, split, position."""
+    return store.frame("SELECT question_id, split, position FROM question WHERE task = ?", [task])
 
 
 def fetch_questions(
@@ -80,14 +78,14 @@ def fetch_questions(
 def fetch_evaluation_questions(
     store: Store, tasks: Sequence[str], split: str, limit: int | None, seed: int
 ) -> pd.DataFrame:
-    """Questions to evaluate: question_id, task, regime, template, source, prompt, choices, answer, gold, metadata,
-    meta_question (NULL where none is built). With a limit, a seeded draw of so many per task.
+    """Questions to evaluate: question_id, task, regime, template, source, prompt, choices, answer, gold, explanation,
+    metadata, meta_question (NULL where none is built). With a limit, a seeded draw of so many per task.
     """
     require_tasks(store, tasks)
     return store.frame(
         """
-        SELECT question_id, question.task, split, regime, template, source, prompt, choices, answer, gold, metadata,
-            meta.text AS meta_question
+        SELECT question_id, question.task, split, regime, template, source, prompt, choices, answer, gold,
+            explanation, metadata, meta.text AS meta_question
         FROM question JOIN task USING (task)
         LEFT JOIN (SELECT question_id, text FROM current_meta_question
                    QUALIFY row_number() OVER (PARTITION BY question_id ORDER BY method) = 1) AS meta USING (question_id)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from metamoe_backend.evaluate.answers import choose_commonest_way
 from metamoe_backend.evaluate.outcomes import compute_outcomes
 from metamoe_backend.store.connection import Store
 
@@ -43,7 +44,8 @@ def fetch_expert_outcomes(store: Store) -> pd.Series:
     )["system"].tolist()
     if len(experts) < 2:
         return pd.Series(dtype=object)
-    return compute_outcomes(fetch_predictions(store, experts, split=None), experts).set_index("question_id")["outcome"]
+    predictions = choose_commonest_way(fetch_predictions(store, experts, split=None))
+    return compute_outcomes(predictions, experts).set_index("question_id")["outcome"]
 
 
 def fetch_answers(store: Store, question_id: str) -> pd.DataFrame:

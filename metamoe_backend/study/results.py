@@ -73,7 +73,8 @@ def fetch_study_answers(store: "Store", study: Study) -> pd.DataFrame:
     config = study.config
     asked = fetch_evaluation_questions(store, config.targets, "test", config.eval_limit, config.seed)
     predictions = fetch_predictions(store, tasks=config.targets)
-    predictions = predictions[(predictions["n_shot"] == 0) & predictions["question_id"].isin(asked["question_id"])]
+    own = predictions["question_id"].map(asked.set_index("question_id")["regime"])  # NaN for other questions
+    predictions = predictions[(predictions["n_shot"] == 0) & (predictions["regime"] == own)]
     # One question may stand under two skills, but no system answers it twice.
     answers = predictions.drop_duplicates(["system", "question_id"]).pivot(
         index=["task", "question_id"], columns="system", values="correct"

@@ -22,6 +22,7 @@ from metamoe_backend.verbs.common import (
 
 def run_ingest(options: argparse.Namespace) -> Result:
     from metamoe_backend.ingest.stage import RejectedRowsError, make_task_name
+    from metamoe_backend.stage import NOTE
 
     values = {
         **given(options, "source", "task", "split", "limit", "seed", "choices", "keep_good", "template"),
@@ -45,6 +46,9 @@ def run_ingest(options: argparse.Namespace) -> Result:
         "rejected": len(rejected),
     }
     say("{task}: {added} questions added, {duplicates} duplicates, {rejected} rejected.".format(**result))
+    for line in run.read_log().splitlines():
+        if NOTE in line:
+            say(line)
     return result
 
 

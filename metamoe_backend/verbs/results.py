@@ -8,6 +8,7 @@ import pandas as pd
 
 from metamoe_backend.errors import ConfigError, InputError, NotFoundError
 from metamoe_backend.launch import launch
+from metamoe_backend.stage import NOTE
 from metamoe_backend.store.connection import Store
 from metamoe_backend.verbs.common import (
     Result,
@@ -30,6 +31,9 @@ def run_evaluate(options: argparse.Namespace) -> Result:
         run = launch(store, "evaluate", merge_settings(values, options.set), options.by, options.on)
     wait_for(run)
     take_in(options)
+    for line in run.read_log().splitlines():
+        if NOTE in line:
+            say(line)
     if not options.json:
         _print_accuracy(options)
     return {"run_id": run.run_id, "rows": count_emitted(run, "prediction")}
@@ -38,8 +42,9 @@ def run_evaluate(options: argparse.Namespace) -> Result:
 def _print_accuracy(options: argparse.Namespace) -> None:
     with open_store(options) as store:
         frame = store.frame(
-            "SELECT system, task, avg(correct::INT) AS accuracy, count(*) AS n FROM current_prediction "
-            "WHERE list_contains(?, system) AND list_contains(?, task) GROUP BY ALL ORDER BY task, system",
+            "SELECT system, task, split, regime, n_shot, dtype, avg(correct::INT) AS accuracy, count(*) AS n "
+            "FROM current_prediction WHERE list_contains(?, system) AND list_contains(?, task) "
+            "GROUP BY ALL ORDER BY task, split, regime, n_shot, system",
             [options.system, options.task],
         )
     print_table(frame)
@@ -51,8 +56,9 @@ PRINTED = 40
 # ---- results ----------------------------------------------------------------------------------------------------
 
 
-def _require_predictions(store: Store, systems: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
+def _require_predictions(store: Store, systems: Sequence[str], tasks: Sequence[str], way: str | None) -> pd.DataFrame:
     """Answers of all systems; raises `NotFoundError` unless there are any, and for unknown systems and tasks."""
+    from metamoe_backend.evaluate.answers import choose_way
     from metamoe_backend.store.experts import fetch_systems
     from metamoe_backend.store.questions import require_tasks
     from metamoe_backend.store.results import fetch_predictions
@@ -60,6 +66,8 @@ def _require_predictions(store: Store, systems: Sequence[str], tasks: Sequence[s
     require_tasks(store, tasks)
     fetch_systems(store, systems)
     predictions = fetch_predictions(store, tasks=tasks)
+    if way is not None:
+        predictions = choose_way(predictions, way)
     if predictions.empty:
         raise NotFoundError("Nothing has been evaluated here yet; run `evaluate --system SYSTEM --task TASK`.")
     missing = [name for name in systems if name not in set(predictions["system"])]
@@ -83,7 +91,7 @@ def run_outcomes(options: argparse.Namespace) -> Result:
 
     experts = split_names(options.experts or "")
     with open_store(options) as store:
-        predictions = _require_predictions(store, experts, options.task)
+        predictions = _require_predictions(store, experts, options.task, options.way)
         kinds = fetch_systems(store).set_index("system")["kind"]
         routing = fetch_routing(store)
     evaluated = [name for name in kinds.index if name in set(predictions["system"])]
@@ -131,7 +139,7 @@ def run_forgetting(options: argparse.Namespace) -> Result:
     from metamoe_backend.store.experts import fetch_adapters, fetch_systems
 
     with open_store(options) as store:
-        predictions = _require_predictions(store, options.system, options.task)
+        predictions = _require_predictions(store, options.system, options.task, options.way)
         systems, adapters = fetch_systems(store), fetch_adapters(store)
         folders = store.workspace.adapters
     sequences = _summarise_sequences(predictions, systems)

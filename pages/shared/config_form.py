@@ -63,6 +63,7 @@ def field_labels() -> dict[str, str]:
         "granularity": _("Gates"), "no_expert": _("Base model may answer"), "encoder": _("Encoder"),
         "of": _("Router reads"), "train": _("What learns"), "balance": _("Load-balance weight"), "temperature": _("Temperature"), "from_scratch": _("Fresh experts"),
         "systems": _("Systems"), "tasks": _("Tasks"), "n_shot": _("Examples shown"),
+        "scoring": _("Scoring"), "explained": _("Explained answers"), "chat": _("Chat template"),
         "batch_tokens": _("Tokens per pass"), "max_new_tokens": _("Longest answer, tokens"),
         "max_program_tokens": _("Longest program, tokens"),
         "activations": _("Record the routers"), "token_sample": _("Questions kept token by token"),
