@@ -45,7 +45,7 @@ def make_rows(
     columns = ["state", "what", "progress", "loss", "time", "device", "created_at", "author"]
     table = pd.DataFrame(rows, columns=columns).astype({"progress": "float64", "created_at": "datetime64[us]"})
     if any(status.profile is not None for status in statuses):
-        table.insert(columns.index("device"), "where", [place_text(status) for status in statuses])
+        table.insert(2, "where", [place_text(status) for status in statuses])
     if since:
         table.insert(2, "since", [since.get(status.run_id, "–") for status in statuses])
     return table
