@@ -8,7 +8,7 @@ import streamlit as st
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.experts import fetch_bank
 from pages.shared.experts_bank import render_bank, render_import
-from pages.shared.experts_board import keep_board, load_labellings, load_plans, render_board
+from pages.shared.experts_board import load_labellings, load_plans, render_board
 from pages.shared.experts_data import render_data
 from pages.shared.experts_likeness import render_likeness
 from pages.shared.experts_selection import render_selection
@@ -67,8 +67,6 @@ def render() -> None:
         parts["choose"] = (_("Choose for a task"), lambda: render_selection(adapters))
     names = {part: parts[part][0] for part in _PARTS if part in parts}
     part = segment_in_address(_("Show"), names, "experts_part", visible=False)
-    if part != "plan":
-        keep_board()
     parts[part][1]()
 
 

@@ -124,19 +124,15 @@ def test_skills_are_moved_and_the_plan_is_saved_under_a_new_name(opened: AppTest
     assert not app.exception and not app.error and app_plan(app) == "first"
 
 
-def test_what_was_moved_and_not_saved_outlives_a_look_at_another_part(opened: AppTest) -> None:
+def test_one_part_is_open_at_a_time_and_stands_in_the_address(opened: AppTest) -> None:
     app = opened.run()
-    give(app, "logic").set_value("letters").run()
-    part = next(group for group in app.button_group if group.key == "experts_part")
-    part.set_value("bank").run()
+    next(group for group in app.button_group if group.key == "experts_part").set_value("bank").run()
     assert not app.exception and app.query_params["experts_part"] == "bank"
     assert any("rank" in frame.value for frame in app.dataframe)
     assert not [group for group in app.button_group if "experts_give" in (group.key or "")]
-    next(group for group in app.button_group if group.key == "experts_part").set_value("choose").run()
     next(group for group in app.button_group if group.key == "experts_part").set_value("plan").run()
     assert not app.exception and not app.warning and "experts_part" not in app.query_params
-    assert give(app, "logic").value == "letters"
-    assert any("differs from the plan first" in caption.value for caption in app.caption)
+    assert give(app, "logic").value == "logic"
 
 
 def test_a_plan_that_has_trained_is_kept_and_the_page_says_why(opened: AppTest) -> None:

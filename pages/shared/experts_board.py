@@ -27,8 +27,6 @@ from pages.shared.tables import percent
 _NEW = ""
 _ADDED, _SHOWN = "experts_added", "experts_shown_plan"
 _LETTERS = ("Lu", "Ll", "Lt", "Lm", "Lo", "Nd")
-_BOARD = ("experts_labelling", "experts_plan_", "experts_give_")
-"""How the keys of the board's own widgets begin."""
 _WIDEST_BOARD = 64
 """Characters of expert names that fit beside each other; beyond that each skill gets a list to choose from."""
 
@@ -94,13 +92,6 @@ def render_board() -> str | None:
     if plan and assignments != start:
         st.caption(_("The board differs from the plan {plan} as saved.").format(plan=plain(plan)))
     return plan or None
-
-
-def keep_board() -> None:
-    """What was moved and not saved yet outlives a look at another part of the page: its widgets are not drawn there."""
-    for key in map(str, st.session_state):
-        if key.startswith(_BOARD):
-            st.session_state[key] = st.session_state[key]
 
 
 def _choose(labellings: pd.DataFrame, plans: pd.DataFrame) -> tuple[str, str]:
