@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from metamoe_backend.evaluate.answers import choose_commonest_way, list_ways
 from metamoe_backend.evaluate.forgetting import compare_systems, compute_accuracies
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.experts import fetch_systems
@@ -31,9 +32,10 @@ def make_report(store: Store) -> str:
 
 
 def _accuracy_part(store: Store) -> list[str]:
-    predictions = fetch_predictions(store)
-    if predictions.empty:
+    every = fetch_predictions(store)
+    if every.empty:
         return ["## Accuracy", "Nothing has been evaluated yet."]
+    predictions = choose_commonest_way(every)
     accuracies = compute_accuracies(predictions)
     cells = accuracies.assign(
         cell=[
@@ -45,7 +47,8 @@ def _accuracy_part(store: Store) -> list[str]:
     n = accuracies.groupby("task")["n"].max()
     text = [
         "## Accuracy on held-out questions",
-        "Percent, 95 % Wilson interval.",
+        "Percent, 95 % Wilson interval."
+        + (f" Scored in several ways ({', '.join(ways)}): the commonest counts." if (ways := list_ways(every)) else ""),
         _table(
             ["task", "n", *systems],
             [[task, n[task], *row] for task, row in zip(table.index, table.values, strict=True)],

@@ -6,6 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from metamoe_backend.errors import UserError
+from metamoe_backend.evaluate.answers import choose_commonest_way
 from metamoe_backend.experts.similarity import (
     Similarity,
     compare_folders,
@@ -29,7 +30,8 @@ _COMPARED, _MOST_COMPARED = "experts_compared", 40
 
 @per_version
 def _load_predictions(store: Store) -> pd.DataFrame:
-    return fetch_predictions(store)
+    """Of tasks that were scored in several ways the commonest: the likeness of mistakes needs one answer a question."""
+    return choose_commonest_way(fetch_predictions(store))
 
 
 @st.cache_data(show_spinner=False, max_entries=16)
