@@ -44,8 +44,8 @@ def make_difference_figure(
             if (system, task) in table.index:
                 row = table.loc[(system, task)]
                 mark = " *" if row["significant"] else " •" if row["shown"] else ""
-                texts.append(f"{100 * row['difference']:+.0f}{mark}")
-                interval = f"{100 * row['low']:+.0f} to {100 * row['high']:+.0f}"
+                texts.append(f"{100 * row['difference']:+z.0f}{mark}")
+                interval = f"{100 * row['low']:+z.0f} to {100 * row['high']:+z.0f}"
                 cells.append([system, task, interval, int(row["n"]), f"{row['p']:.2g}", f"{row['p_holm']:.2g}"])
             else:
                 texts.append("")

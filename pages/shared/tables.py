@@ -26,7 +26,7 @@ def accuracy_text(accuracy: float | None, low: float, high: float, n: int) -> st
 def difference_text(difference: float, low: float, high: float) -> str:
     """A difference of two shares in points: "+7 points (-1 to +15)"."""
     return _("{value} points ({low} to {high})").format(
-        value=f"{100 * difference:+.0f}", low=f"{100 * low:+.0f}", high=f"{100 * high:+.0f}"
+        value=f"{100 * difference:+z.0f}", low=f"{100 * low:+z.0f}", high=f"{100 * high:+z.0f}"
     )
 
 
