@@ -8,7 +8,6 @@ method's own layer (1.24 on such a machine). `memory`: megabytes that a training
 
 import argparse
 import copy
-import resource
 import subprocess
 import sys
 import tempfile
@@ -130,9 +129,15 @@ def measure_memory(side: str) -> None:
     """Print the megabytes by which a training step raises this process's peak."""
     base = load_base("smollm2-135m", "cpu").model.eval()
     call = step(make_trained(base, side), draw_tokens(8, 128))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = read_peak_mb()
     call()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(read_peak_mb() - before)
+
+
+def read_peak_mb() -> float:
+    """Most memory this process has had. Not `getrusage`, whose peak begins with that of the process that started it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def draw_tokens(rows: int, width: int) -> torch.Tensor:
@@ -150,6 +155,7 @@ def main() -> None:
     """Measure and report."""
     parser = make_parser(__doc__ or "")
     parser.add_argument("--threads", type=int, default=2, help="one, where others compute on the same cores")
+    parser.add_argument("--rounds", type=int, help="how often each side is timed: 5, quick 2")
     parser.add_argument("--memory", choices=["lora", "ours"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -157,6 +163,7 @@ def main() -> None:
         measure_memory(options.memory)
         return
     rounds, shapes = (2, QUICK_SHAPES) if options.quick else (5, SHAPES)
+    rounds = options.rounds or rounds
     base = load_base("smollm2-135m", "cpu").model.eval()
     figures: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name:
