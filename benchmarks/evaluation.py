@@ -85,7 +85,7 @@ def work(folder: Path, names: list[str], shots: int, systems: list[str]) -> None
 def main() -> None:
     """Measure and report."""
     parser = make_parser(__doc__ or "")
-    parser.add_argument("--data", metavar="DIR", help="folder with arc_easy.jsonl, piqa.jsonl …")
+    parser.add_argument("--data", metavar="DIR", help="folder with eval/arc_easy.jsonl, eval/piqa.jsonl …")
     parser.add_argument("--harness", metavar="PYTHON", help="interpreter that has lm_eval==0.4.13")
     parser.add_argument("--worker", help="the script calls itself with this")
     options = parser.parse_args()
@@ -97,7 +97,7 @@ def main() -> None:
     figures: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        names = prepare(folder, Path(options.data), count)
+        names = prepare(folder, Path(options.data) / "eval", count)
         adapters = [f"a{index}" for index in range(SYSTEMS - 1)]
         one = [names[0]]
         sides = {

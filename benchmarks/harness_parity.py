@@ -183,11 +183,16 @@ def compare_extraction(python: str, folder: Path) -> dict[str, float]:
 def main() -> None:
     """Measure and report."""
     parser = make_parser(__doc__ or "")
-    parser.add_argument("--data", required=True, metavar="DIR", help="folder with arc_easy.jsonl, piqa.jsonl …")
+    parser.add_argument(
+        "--data", required=True, metavar="DIR", help="folder with eval/arc_easy.jsonl, eval/piqa.jsonl …"
+    )
     parser.add_argument("--harness", required=True, metavar="PYTHON", help="interpreter that has lm_eval==0.4.13")
     options = parser.parse_args()
     count = 20 if options.quick else 300
-    names = [name for name in TEXTS if (Path(options.data) / f"{name}.jsonl").is_file()]
+    data = Path(options.data) / "eval"
+    names = [name for name in TEXTS if (data / f"{name}.jsonl").is_file()]
+    if not names:
+        parser.error(f"{data} has none of {', '.join(f'{name}.jsonl' for name in TEXTS)}; give the folder above eval/.")
     figures: dict[str, dict[str, float]] = {}
 
     def add(name: str, value: float, n: int) -> None:
@@ -198,7 +203,7 @@ def main() -> None:
         base = load_base("smollm2-135m", "cpu")
         base.model.save_pretrained(folder / "model")
         base.tokenizer.save_pretrained(folder / "model")
-        items = {name: read_items(Path(options.data) / f"{name}.jsonl", count) for name in names}
+        items = {name: read_items(data / f"{name}.jsonl", count) for name in names}
         for name, rows in items.items():
             theirs = [{**split_query(row["query"]), "choices": row["choices"], "gold": row["gold"]} for row in rows]
             for suffix, kept in (("theirs", theirs), ("ours", rows)):
