@@ -48,7 +48,11 @@ def _accuracy_part(store: Store) -> list[str]:
     text = [
         "## Accuracy on held-out questions",
         "Percent, 95 % Wilson interval."
-        + (f" Scored in several ways ({', '.join(ways)}): the commonest counts." if (ways := list_ways(every)) else ""),
+        + (
+            f" Of a task scored in several ways ({', '.join(ways)}) the commonest counts."
+            if (ways := list_ways(every))
+            else ""
+        ),
         _table(
             ["task", "n", *systems],
             [[task, n[task], *row] for task, row in zip(table.index, table.values, strict=True)],

@@ -328,10 +328,14 @@ def test_a_blank_has_no_place_in_a_chat(prepared: Prepared):  # noqa: F811
 
 def test_of_a_task_scored_in_two_ways_one_is_chosen():
     rows = [("a", "choices", 0), ("a", "letters", 0), ("a", "choices", 0), ("b", "number", 5)]
-    predictions = pd.DataFrame(rows, columns=["task", "regime", "n_shot"])
+    columns = ["task", "regime", "n_shot"]
+    predictions = pd.DataFrame(rows, columns=columns)
     assert list_ways(predictions) == ["choices 0-shot", "letters 0-shot"]
     assert choose_way(predictions, "letters 0-shot").index.tolist() == [1, 3]
     assert choose_commonest_way(predictions).index.tolist() == [0, 2, 3]
+    elsewhere = pd.DataFrame([("c", "letters", 0), ("c", "letters", 5), ("c", "letters", 5)], columns=columns)
+    both = pd.concat([predictions, elsewhere], ignore_index=True)
+    assert choose_commonest_way(both).index.tolist() == [0, 2, 3, 5, 6], "each task has its own"
     assert list_ways(predictions[predictions["regime"] != "letters"]) == []
     with pytest.raises(NotFoundError, match="'exact 0-shot' here; there are choices 0-shot, letters 0-shot"):
         choose_way(predictions, "exact 0-shot")

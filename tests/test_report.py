@@ -15,7 +15,7 @@ COLUMNS = [
 def test_of_a_task_scored_in_two_ways_the_commonest_counts_and_is_said(synthetic: Workspace) -> None:
     with Store.open(synthetic, "a test") as store:
         before = make_report(store)
-        assert "Scored in several ways" not in before
+        assert "scored in several ways" not in before
         once = fetch_predictions(store).iloc[:3]
         ids = ", ".join(f"'{name}'" for name in once["question_id"])
         rows = store.frame(f"SELECT * FROM prediction WHERE question_id IN ({ids})")
@@ -23,7 +23,7 @@ def test_of_a_task_scored_in_two_ways_the_commonest_counts_and_is_said(synthetic
         wrong = ~rows["correct"].astype(bool)
         insert_rows(store, "evaluate", prediction=rows.assign(n_shot=5, correct=wrong, logliks=None))
         after = make_report(store)
-    assert "Scored in several ways (" in after and "5-shot): the commonest counts." in after
+    assert "Of a task scored in several ways (" in after and "5-shot) the commonest counts." in after
     assert cut_tables(after) == cut_tables(before)
 
 

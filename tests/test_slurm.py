@@ -192,7 +192,7 @@ def test_the_batch_script_is_the_worker(workspace: Workspace, cluster: Cluster) 
     assert (state(run), run.read_state().profile) == ("queued", "talking")
     assert cluster.start(run).wait() == 0
     assert (state(run), run.read_state().device) == ("finished", "cpu")
-    log = slurm.read_log(run)
+    log = run.read_log()
     assert "set up here" in log and "printed by the stage" in log
 
 

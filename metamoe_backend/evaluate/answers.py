@@ -52,11 +52,12 @@ def choose_way(predictions: pd.DataFrame, way: str) -> pd.DataFrame:
 
 
 def choose_commonest_way(predictions: pd.DataFrame) -> pd.DataFrame:
-    """As `choose_way`, the way with most answers: for a summary beside which nobody can choose."""
-    twice = _find_twice(predictions)
-    if twice.empty:
+    """Of each task the answers of the way with most of them: for a summary beside which nobody can choose."""
+    if _find_twice(predictions).empty:
         return predictions
-    return choose_way(predictions, _name_ways(predictions[predictions["task"].isin(twice["task"])]).mode().iloc[0])
+    ways = _name_ways(predictions)
+    commonest = ways.groupby(predictions["task"]).transform(lambda of_task: of_task.mode().iloc[0])
+    return predictions[ways.eq(commonest)]
 
 
 def find_regimes(predictions: pd.DataFrame) -> list[str]:

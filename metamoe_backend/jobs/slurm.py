@@ -1,4 +1,4 @@
-"""Runs on a Slurm cluster: the local queue's verbs (submit, poll, cancel, logs), for runs that start by a profile.
+"""Runs on a Slurm cluster: the local queue's verbs (submit, poll, cancel), for runs that start by a profile.
 
     submit -> queued (its job waits in Slurm) -> the worker, on a node -> finished | stopped | cancelled | failed
                 |                                    |
@@ -91,11 +91,6 @@ def cancel(job: str) -> None:
     except UnavailableError as error:
         if "Invalid job id" not in str(error):  # it is over already
             raise
-
-
-def read_log(run: RunFolder, tail_lines: int = 200) -> str:
-    """The run's log: set-up lines, Slurm's own remarks and the worker all write into it."""
-    return run.read_log(tail_lines)
 
 
 def requeue() -> None:

@@ -147,13 +147,13 @@ def resume(run: RunFolder) -> None:
         if state.state not in ("stopped", "failed"):
             raise ConflictError(f"Run {run.run_id} is {state.state}; only a stopped or failed run can be resumed.")
         queued = StateFile(state="queued", attempt=state.attempt, profile=state.profile)
-        if queued.profile is not None:
+        if queued.profile is None:
+            run.clear_request()
+            _enqueue(run.workspace, run, queued)
+            _ensure_supervisor(run.workspace)
+        else:
             slurm.submit(run, queued, WORKER_COMMAND)
-        run.clear_request()  # the worker cannot begin before the lock is given back
-        if queued.profile is not None:
-            return
-        _enqueue(run.workspace, run, queued)
-        _ensure_supervisor(run.workspace)
+            run.clear_request()  # the worker cannot begin before the lock is given back
 
 
 def move_in_queue(run: RunFolder, before: RunFolder | None = None) -> None:
