@@ -50,10 +50,10 @@ def test_long_questions_are_clamped() -> None:
 
 
 def test_numbers_in_words() -> None:
-    assert accuracy_text(0.621, 0.541, 0.692, 140) == "62 % (54 to 69), n=140"
+    assert accuracy_text(0.621, 0.541, 0.692, 140) == "62\N{NO-BREAK SPACE}% (54 to 69), n=140"
     assert accuracy_text(None, 0.0, 1.0, 0) == "none, n=0"
     assert difference_text(0.07, -0.01, 0.15) == "+7 points (-1 to +15)"
-    assert [percent(0.5), percent(None), percent(float("nan"))] == ["50 %", "–", "–"]
+    assert [percent(0.5), percent(None), percent(float("nan"))] == ["50\N{NO-BREAK SPACE}%", "–", "–"]
     assert [duration_text(s) for s in (8, 240, 4800, 7260, None)] == ["8 s", "4 min", "80 min", "2 h 1 min", "–"]
 
 

@@ -10,8 +10,8 @@ from pages.shared.i18n import _
 
 
 def percent(share: float | None, digits: int = 0) -> str:
-    """0.621 as "62 %"; a dash where there is nothing."""
-    return "–" if share is None or pd.isna(share) else f"{100 * share:.{digits}f} %"
+    """0.621 as "62 %", which never breaks over two lines; a dash where there is nothing."""
+    return "–" if share is None or pd.isna(share) else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def accuracy_text(accuracy: float | None, low: float, high: float, n: int) -> str:

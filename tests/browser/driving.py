@@ -44,19 +44,26 @@ class Dashboard:
     log: Path
     process: subprocess.Popen[bytes]
 
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
     def read_log(self) -> str:
         return self.log.read_text(errors="replace")
 
 
 @contextmanager
-def running_dashboard(workspace: Path, command: Sequence[str] = (sys.executable, "-m", "pages")) -> Iterator[Dashboard]:
-    """The dashboard on a free port, serving `workspace`; ended when the block ends. command: what starts it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def running_dashboard(
+    workspace: Path, command: Sequence[str] = (sys.executable, "-m", "pages"), port: int | None = None
+) -> Iterator[Dashboard]:
+    """The dashboard on `port` or a free one, serving `workspace`; ended when the block ends. command: what starts it."""
+    if port is None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
     log = workspace.parent / f"dashboard-{port}.log"
     environment = {**os.environ, "METAMOE_WORKSPACE": str(workspace), "METAMOE_PERSON": "ana"}
-    with log.open("wb") as output:
+    with log.open("ab") as output:
         process = subprocess.Popen(
             [*command, "--server.port", str(port)],
             cwd=ROOT,
@@ -79,7 +86,7 @@ class Relay(socketserver.ThreadingTCPServer):
     daemon_threads = True
 
     def __init__(self, dashboard: Dashboard) -> None:
-        self.port = int(dashboard.url.rsplit(":", 1)[1])
+        self.port = dashboard.port
         self.down = self.up = 0
         super().__init__(("127.0.0.1", 0), _Relayed)
 

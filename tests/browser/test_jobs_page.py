@@ -1,16 +1,20 @@
 """Jobs: a person starts a real (tiny) run, watches it finish, changes it and compares the two."""
 
+import shutil
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from metamoe_backend.jobs.run_folder import list_runs
 from metamoe_backend.workspace import Workspace
-from tests.browser.driving import Dashboard, open_page, screenshot, wait_idle
+from tests.browser.driving import Dashboard, open_page, open_tab, running_dashboard, screenshot, wait_idle
+from tests.fake_jobs import wait_for
 from tests.tiny_models import make_tiny_base
 
 pytestmark = pytest.mark.browser
+STEPS = 2_000
+"""Of the tiny model: long enough to be stopped in the middle, however busy the machine is."""
 RUN_MS = 300_000
 """A worker imports torch and transformers first, which takes long on a busy machine."""
 
@@ -30,20 +34,25 @@ def set_number(page: Page, label: str, value: str) -> None:
     wait_idle(page)
 
 
+def start_expert(page: Page, base: Path, steps: int, batch_size: int) -> None:
+    """Fill in the form that the page opens with; the last thing left to do is to press Start."""
+    page.get_by_role("button", name="New run").click()
+    wait_idle(page)
+    choose_base(page, base)
+    page.get_by_role("button", name="How long and how fast").click()
+    set_number(page, "Steps", str(steps))
+    set_number(page, "Batch size, questions", str(batch_size))
+    page.keyboard.press("Escape")
+    expect(page.locator(".st-key-jobs_new_run").get_by_text(f"--steps {steps}")).to_be_visible()
+
+
 def test_a_run_is_started_watched_and_found_in_the_results(fresh_page: Page, fresh_dashboard: Dashboard) -> None:
     page = fresh_page
     base = make_tiny_base(fresh_dashboard.workspace / "tiny-base")
     open_page(page, "jobs")
     ended = len(list_runs(Workspace(fresh_dashboard.workspace)))
     expect(page.get_by_text(f"Nothing is running; {ended} runs have ended.")).to_be_visible()
-    page.get_by_role("button", name="New run").click()
-    wait_idle(page)
-    choose_base(page, base)
-    page.get_by_role("button", name="How long and how fast").click()
-    set_number(page, "Steps", "6")
-    set_number(page, "Batch size, questions", "4")
-    page.keyboard.press("Escape")
-    expect(page.locator(".st-key-jobs_new_run").get_by_text("--steps 6")).to_be_visible()
+    start_expert(page, base, steps=6, batch_size=4)
     screenshot(page, "jobs_new_run", full=True)
     page.get_by_role("button", name="Start", exact=True).click()
     expect(page.get_by_text("1 running", exact=False)).to_be_visible()
@@ -65,6 +74,40 @@ def test_a_run_is_started_watched_and_found_in_the_results(fresh_page: Page, fre
     wait_idle(page)
     expect(page.get_by_text("A: training · arith", exact=False)).to_be_visible()
     screenshot(page, "jobs_compared", full=True)
+
+
+def test_a_run_outlives_the_dashboard_and_is_stopped_resumed_and_finished(
+    browser: Browser, recorded_synthetic: Path, tmp_path: Path
+) -> None:
+    workspace = Workspace(Path(shutil.copytree(recorded_synthetic, tmp_path / "synthetic")))
+    base = make_tiny_base(workspace.root / "tiny-base")
+    ended = len(list_runs(workspace))
+    with running_dashboard(workspace.root) as first, open_tab(browser, first) as page:
+        open_page(page, "jobs")
+        start_expert(page, base, STEPS, batch_size=1)
+        page.get_by_role("button", name="Start", exact=True).click()
+        expect(page.get_by_text(f"of {STEPS:,}", exact=False).first).to_be_visible(timeout=RUN_MS)
+        run = list_runs(workspace)[0]
+        worker, done = run.read_state().pid, run.read_state().done
+        first.process.kill()
+        first.process.wait()
+        wait_for(lambda: run.read_state().done > done)
+        with running_dashboard(workspace.root, port=first.port):
+            open_page(page, "jobs", page.url.split("?", 1)[1])
+            expect(page.get_by_text("1 running", exact=False)).to_be_visible()
+            assert (run.read_state().state, run.read_state().pid) == ("running", worker), "the same process goes on"
+            page.get_by_role("button", name="Stop and save").click()
+            expect(page.get_by_role("button", name="Resume")).to_be_visible(timeout=RUN_MS)
+            stopped_at = run.read_state().done
+            assert run.read_state().state == "stopped" and done < stopped_at < STEPS
+            screenshot(page, "jobs_stopped", full=True)
+            page.get_by_role("button", name="Resume").click()
+            finished = page.get_by_text(f"Nothing is running; {ended + 1} runs have ended.")
+            expect(finished).to_be_visible(timeout=RUN_MS)
+    assert run.read_state().state == "finished", run.read_state().error
+    assert f"Going on from checkpoint-{stopped_at}." in run.read_log()
+    losses = run.read_progress().query("name == 'loss'")
+    assert losses["step"].is_monotonic_increasing and losses["step"].is_unique and losses["step"].max() == STEPS
 
 
 def test_a_run_is_picked_in_the_table_and_stands_in_the_address(page: Page) -> None:
