@@ -14,6 +14,7 @@ from typing import Any, NoReturn, get_args
 
 from metamoe_backend.config import RoutingMode
 from metamoe_backend.errors import MetaMoEError
+from metamoe_backend.rows import RunState
 
 Verb = Callable[[argparse.Namespace], dict[str, Any]]
 VERB_GROUPS = (
@@ -26,6 +27,7 @@ VERB_GROUPS = (
     "results",
     "routing",
     "study",
+    "jobs",
     "workspace",
 )
 """Modules of `metamoe_backend.verbs`; a verb is the function run_NAME of one of them."""
@@ -405,6 +407,17 @@ def _add_result_verbs(add: Add) -> None:
 
 
 def _add_workspace_verbs(add: Add) -> None:
+    jobs = add("jobs", "List runs, look at one, or stop, cancel, resume, retry or move it: the Jobs page over ssh.")
+    acts = ["list", "show", "stop", "cancel", "resume", "retry", "move"]
+    jobs.add_argument(
+        "act", nargs="?", default="list", choices=acts, help="stop: save first; cancel: keep nothing; retry: from anew"
+    )
+    jobs.add_argument("run", nargs="*", help="its id, or a part of it that no other id has")
+    jobs.add_argument("--state", choices=get_args(RunState), help="list: only these")
+    jobs.add_argument("--limit", type=int, default=20, help="list: at most so many, newest first")
+    jobs.add_argument("--lines", type=int, default=20, metavar="N", help="show: the last N lines of the log")
+    jobs.add_argument("--before", metavar="RUN", help="move: start before this one; without it, last")
+    _add_by(jobs)
     ui = add("ui", "Open the dashboard.")
     ui.add_argument("--port", type=int, default=8501)
     ui.add_argument("--address", default="127.0.0.1")

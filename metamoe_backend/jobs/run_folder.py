@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from metamoe_backend.config import NAME_PATTERN, StageConfig, parse_config
-from metamoe_backend.errors import StorageError
+from metamoe_backend.errors import ConfigError, NotFoundError, StorageError
 from metamoe_backend.jobs.durable import replace_file, replace_text, sync_folder
 from metamoe_backend.jobs.records import (
     SCHEMA_VERSION,
@@ -440,6 +440,18 @@ def queue_lock(workspace: Workspace) -> Path:
 def find_run(workspace: Workspace, run_id: str) -> RunFolder:
     """One run by its id; raises `NotFoundError`."""
     return RunFolder(workspace.run(run_id))
+
+
+def match_runs(workspace: Workspace, part: str) -> list[RunFolder]:
+    """The run whose id is, or holds, `part`. Raises `NotFoundError` where none does, `ConfigError` where several do."""
+    there = list_runs(workspace)
+    matches = [run for run in there if run.run_id == part] or [run for run in there if part and part in run.run_id]
+    if not matches:
+        raise NotFoundError(f"No run has {part!r} in its id in workspace {workspace.name}; `jobs` lists the runs.")
+    if len(matches) > 1:
+        some = ", ".join(run.run_id for run in matches[:3])
+        raise ConfigError(f"{part!r} is part of {len(matches)} run ids ({some} …); write more of the id.")
+    return matches
 
 
 def reason_of_death(exit_code: int | None) -> str:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from metamoe_backend.errors import BusyError, ConfigError, InputError, MetaMoEError
+from metamoe_backend.errors import BusyError, ConfigError, InputError, MetaMoEError, NotFoundError
 from metamoe_backend.jobs.run_folder import RunFolder
 from metamoe_backend.jobs.supervisor import poll
 from metamoe_backend.store.connection import Store
-from metamoe_backend.workspace import find_workspace
+from metamoe_backend.workspace import Workspace, find_workspace
 
 Result = dict[str, Any]
 
@@ -26,6 +26,14 @@ def say(text: str) -> None:
 def open_store(options: argparse.Namespace) -> Store:
     """The workspace of `--workspace`, held by this command."""
     return Store.open(find_workspace(options.workspace), f"the command `{options.verb}`")
+
+
+def require_workspace(options: argparse.Namespace) -> Workspace:
+    """The workspace of `--workspace`, held by nobody; raises `NotFoundError` where there is none."""
+    workspace = find_workspace(options.workspace)
+    if not (workspace.database.exists() or workspace.events.is_dir()):
+        raise NotFoundError(f"There is no workspace in {workspace.root}; name its folder with --workspace.")
+    return workspace
 
 
 def given(options: argparse.Namespace, *names: str) -> Result:

@@ -5,24 +5,16 @@ import os
 import sys
 from pathlib import Path
 
-from metamoe_backend.errors import ConfigError, MetaMoEError, NotFoundError
+from metamoe_backend.errors import ConfigError, MetaMoEError
 from metamoe_backend.store.connection import Store
-from metamoe_backend.verbs.common import Result, say
-from metamoe_backend.workspace import Workspace, find_workspace
-
-
-def _require_workspace(options: argparse.Namespace) -> Workspace:
-    """Raise `NotFoundError` where no workspace is: there is nothing to mend."""
-    workspace = find_workspace(options.workspace)
-    if not (workspace.database.exists() or workspace.events.is_dir()):
-        raise NotFoundError(f"There is no workspace in {workspace.root}; name its folder with --workspace.")
-    return workspace
+from metamoe_backend.verbs.common import Result, require_workspace, say
+from metamoe_backend.workspace import find_workspace
 
 
 def run_rebuild(options: argparse.Namespace) -> Result:
     from metamoe_backend.store.rebuild import rebuild
 
-    counts = rebuild(_require_workspace(options))
+    counts = rebuild(require_workspace(options))
     say(f"Rebuilt: {sum(counts.values())} rows in {len(counts)} tables.")
     return {"rows": counts}
 
@@ -30,7 +22,7 @@ def run_rebuild(options: argparse.Namespace) -> Result:
 def run_repair(options: argparse.Namespace) -> Result:
     from metamoe_backend.store.repair import repair
 
-    result: Result = repair(_require_workspace(options))
+    result: Result = repair(require_workspace(options))
     say("Repaired {repaired}; {bytes_cut} bytes cut; copy kept at {kept_copy!r}.".format(**result))
     return result
 
