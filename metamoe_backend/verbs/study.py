@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from metamoe_backend.store.connection import Store
     from metamoe_backend.study.progress import Look
 
-POLL_S = 2.0
+POLL_S, SLOWEST_POLL_S = 2.0, 10.0
+SHARE_OF_LOOKING = 0.05
+"""Of the time a wait takes, where polls come fast enough: the runs need the processor more than who waits for them."""
 
 
 def run_study(options: argparse.Namespace) -> Result:
@@ -52,7 +54,8 @@ def _wait(options: argparse.Namespace) -> "Look":
     end = time.monotonic() + 60 * options.minutes if options.minutes else None
     said, stopping, name = "", False, options.name
     while True:
-        if end is not None and time.monotonic() >= end and not stopping:
+        looked_at = time.monotonic()
+        if end is not None and looked_at >= end and not stopping:
             stopping = True
             look = _with_store(options, lambda store: stop(store, name))
         else:
@@ -63,7 +66,7 @@ def _wait(options: argparse.Namespace) -> "Look":
         resting = read_study(find_workspace(options.workspace), name).paused
         if not look.active and (resting or all(status.state != "ready" for status in look.left)):
             break
-        time.sleep(POLL_S)
+        time.sleep(min(SLOWEST_POLL_S, max(POLL_S, (time.monotonic() - looked_at) / SHARE_OF_LOOKING)))
     failed = [status for status in look.left if status.state == "failed"]
     if failed:
         why = f"Step {failed[0].step.key} failed: {failed[0].error}"
