@@ -1,6 +1,7 @@
 # make app    open the dashboard on the recorded demo         make demo   record the demo anew (about half an hour)
 # make test   lint, types and every test                      make bench  measure against the peers
 # make check  lint and types only                             make clean  remove what make made
+# make test-faults kill, fill up and damage what can be, fifty times each (docs/reliability.md)
 # make test-slurm  run jobs on a real Slurm of Debian's packages, which root installs where they are missing
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMPS := $(VENV)/.stamps
 
-.PHONY: app test test-slurm check fast demo bench clean setup setup-dev
+.PHONY: app test test-faults test-slurm check fast demo bench clean setup setup-dev
 
 app: setup
 	$(PY) -m metamoe_backend ui
@@ -35,12 +36,16 @@ check: setup-dev
 
 # Browsers are driven one at a time; everything else in two processes of one thread each.
 test: check
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not browser and not slurm"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not browser and not slurm and not faults"
 	$(PY) -m pytest -m browser
 
 # The tests that need neither the packaged model nor a browser.
 fast: setup-dev
-	$(PY) -m pytest -m "not model and not browser and not gpu and not slurm"
+	$(PY) -m pytest -m "not model and not browser and not gpu and not slurm and not faults"
+
+# The many points; `make test` has a few of each. METAMOE_FAULTS names a file for the figures.
+test-faults: setup-dev
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m faults
 
 # One node, two fake GPUs, in a temporary folder; everything is stopped afterwards.
 test-slurm: setup-dev

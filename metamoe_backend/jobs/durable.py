@@ -1,5 +1,6 @@
 """Files that survive a crash: a reader sees the old content or the new, never half of it."""
 
+import errno
 import fcntl
 import os
 import threading
@@ -8,30 +9,56 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from metamoe_backend.errors import DiskFullError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object], keep: bool = True) -> None:
     """Write a file through a hidden temporary one beside it, and rename that over `path`.
 
     With `keep`, file and folder are flushed to disk first; without, a power cut may bring the old content back.
+    Raises `DiskFullError` where there is no room; the old content stays.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            if keep:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if keep:
-        sync_folder(path.parent)
+    with room_needed(path):
+        try:
+            with temporary.open("wb") as file:
+                write(file)
+                if keep:
+                    file.flush()
+                    os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        if keep:
+            sync_folder(path.parent)
 
 
 def replace_text(path: Path, text: str, keep: bool = True) -> None:
     """`replace_file` with UTF-8 text."""
     replace_file(path, lambda file: file.write(text.encode("utf-8")), keep)
+
+
+@contextmanager
+def room_needed(path: Path) -> Iterator[None]:
+    """Where the disk of `path` fills up in the block, raises `DiskFullError` with one sentence."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_disk_full(error):
+            raise
+        raise DiskFullError(
+            f"The disk of {path} is full, or a quota is used up; free some space, then do it again or resume the run."
+        ) from error
+
+
+def _is_disk_full(error: Exception) -> bool:
+    """DuckDB and safetensors say it in words only."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    return any(os.strerror(code) in str(error) for code in _FULL)
 
 
 def sync_folder(folder: Path) -> None:

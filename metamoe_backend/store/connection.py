@@ -18,6 +18,7 @@ import duckdb
 import pandas as pd
 
 from metamoe_backend.errors import BusyError, StorageError
+from metamoe_backend.jobs.durable import room_needed
 from metamoe_backend.store.migrations import migrate
 from metamoe_backend.workspace import Workspace
 
@@ -74,8 +75,11 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """All or nothing. One writer at a time, so that same-row updates never collide."""
-        with self._write_lock:
+        """All or nothing. One writer at a time, so that same-row updates never collide.
+
+        Raises `DiskFullError` where there is no room for it; the store stays usable.
+        """
+        with self._write_lock, room_needed(self.workspace.database):
             cursor = self.cursor()
             cursor.execute("BEGIN")
             try:

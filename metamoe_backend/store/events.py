@@ -2,21 +2,26 @@
 
 An event is {"event_id", "at", "by", "kind", "payload"}. `record` applies it inside a transaction first, so that an
 event that cannot apply is never written; then appends and fsyncs; then commits. A crash in between leaves an event
-that the next start replays.
+that the next start replays; a commit that fails takes the line back. Ids only grow, also where the clock was set back:
+they are the order in which acts count.
 """
 
 import json
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import IO, Any
+from io import FileIO
+from pathlib import Path
+from typing import Any
 
 import duckdb
 
 from metamoe_backend.errors import ConflictError, NotFoundError, StorageError, UserError
+from metamoe_backend.jobs.durable import sync_folder
 from metamoe_backend.store.connection import Store
 
 
@@ -51,14 +56,16 @@ def make_event_id() -> str:
 def record(store: Store, kind: str, by: str, payload: dict[str, Any]) -> str:
     """Apply an event, keep it for ever, and return its id.
 
-    Raises `UserError` when it cannot apply (an unknown skill, a name taken); nothing is written then.
+    Raises `UserError` when it cannot apply (an unknown skill, a name taken, a full disk); nothing is written then.
     """
     if not by.strip():
         raise UserError("Nobody is named as the author; say who you are (sidebar, or --by NAME).")
-    with store.transaction() as cursor:
+    with store.writers_held_back():
         event = EventRecord(make_event_id(), datetime.now(UTC).replace(tzinfo=None), by.strip(), kind, payload)
-        _apply(cursor, event)
-        _append(store, event)
+        log = store.workspace.events / f"{event.at:%Y-%m}.jsonl"
+        with _taken_back_on_error(log), store.transaction() as cursor:
+            _apply(cursor, event)
+            _append(log, event)
     return event.event_id
 
 
@@ -79,8 +86,11 @@ def find_standing_undos(cursor: duckdb.DuckDBPyConnection) -> dict[str, str]:
 
 def replay_events(store: Store) -> int:
     """Apply the logged events that the database does not have yet, in order; returns how many."""
+    global _last_event_id
     known = {row[0] for row in store.cursor().execute("SELECT event_id FROM event").fetchall()}
-    missing = [event for event in read_events(store) if event.event_id not in known]
+    logged = read_events(store)
+    missing = [event for event in logged if event.event_id not in known]
+    _last_event_id = max([_last_event_id, *known, *(event.event_id for event in logged)])
     if missing:
         with store.transaction() as cursor:
             for event in missing:
@@ -89,16 +99,14 @@ def replay_events(store: Store) -> int:
 
 
 def read_events(store: Store) -> list[EventRecord]:
-    """All logged events in order. A torn last line (a crash while appending, never acknowledged) is left out."""
+    """All logged events in order. A line without its end (a crash while appending, never acknowledged) is left out."""
     events: list[EventRecord] = []
     for path in sorted(store.workspace.events.glob("*.jsonl")):
-        lines = path.read_text(encoding="utf-8").splitlines()
+        *lines, _ = path.read_bytes().split(b"\n")  # texts may hold what `splitlines` takes for the end of a line
         for number, line in enumerate(lines, start=1):
             try:
                 raw = json.loads(line)
-            except json.JSONDecodeError:
-                if number == len(lines):
-                    continue
+            except ValueError:
                 raise StorageError(
                     f"{path} is damaged at line {number}; restore the file or remove that line, then start again."
                 ) from None
@@ -107,8 +115,7 @@ def read_events(store: Store) -> list[EventRecord]:
     return sorted(events, key=lambda event: event.event_id)
 
 
-def _append(store: Store, event: EventRecord) -> None:
-    path = store.workspace.events / f"{event.at:%Y-%m}.jsonl"
+def _append(path: Path, event: EventRecord) -> None:
     raw = {
         "event_id": event.event_id,
         "at": event.at.isoformat(),
@@ -116,14 +123,32 @@ def _append(store: Store, event: EventRecord) -> None:
         "kind": event.kind,
         "payload": event.payload,
     }
-    with open(path, "ab+") as file:
+    begins = not path.exists()
+    with open(path, "ab+", buffering=0) as file:
         _cut_torn_line(file)
-        file.write(json.dumps(raw, ensure_ascii=False).encode() + b"\n")
-        file.flush()
+        line = json.dumps(raw, ensure_ascii=False).encode() + b"\n"
+        while line:
+            line = line[file.write(line) :]
         os.fsync(file.fileno())
+    if begins:
+        sync_folder(path.parent)
 
 
-def _cut_torn_line(file: IO[bytes]) -> None:
+@contextmanager
+def _taken_back_on_error(path: Path) -> Iterator[None]:
+    """Whatever the block appended goes again where it fails: an act that was not acknowledged is not replayed."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        yield
+    except BaseException:
+        if path.exists() and path.stat().st_size > size:
+            with open(path, "ab") as file:
+                file.truncate(size)
+                os.fsync(file.fileno())
+        raise
+
+
+def _cut_torn_line(file: FileIO) -> None:
     """A line without its end was being written when the process died: it was never acknowledged, so it goes."""
     end = file.seek(0, os.SEEK_END)
     if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
