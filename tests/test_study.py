@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from metamoe_backend.study.recipe import SYSTEMS
 from metamoe_backend.study.results import collect_results
 from metamoe_backend.study.studies import create_study, list_studies, read_study
 from metamoe_backend.study.table import ALL
+from metamoe_backend.verbs.study import describe
 from metamoe_backend.workspace import Workspace
 from tests.fake_encoder import install
 from tests.studies import BANK, SETTINGS, TARGETS, fill_workspace, hold_queue, plan_bank, work_off
@@ -125,6 +127,11 @@ def test_a_study_rests_when_it_is_told_to(store: Store, workspace: Workspace, ba
     look = stop(store, "small")
     assert not look.active and look.done == 0 and read_study(workspace, "small").paused
     assert not advance(store, read_study(workspace, "small"), "ana").active
+    embed = look.statuses[[status.step.stage for status in look.statuses].index("embed")]
+    interrupted = replace(look, statuses=[replace(embed, state="stopped")])
+    assert f"stopped: {embed.step.key}; the same command" in describe(interrupted), (
+        "else a wait ends and nobody knows why"
+    )
     again = go_on(store, "small", "ana")
     assert [status.step.key for status in again.active] == [status.step.key for status in started]
     assert list_studies(workspace) == [study]

@@ -94,6 +94,8 @@ def describe(look: "Look") -> str:
     parts = [f"{look.done} of {len(look.own)} runs finished"]
     if running:
         parts.append(f"running: {', '.join(running)}")
+    if stopped := [status.step.key for status in look.left if status.state == "stopped"]:
+        parts.append(f"stopped: {', '.join(stopped)}; the same command lets them go on")
     if look.left:
         parts.append(f"about {_minutes(look.left_s)} left" if look.left_s else "time left not known yet")
         if look.untold and look.left_s:
