@@ -31,6 +31,17 @@ def store(workspace: Workspace) -> Iterator[Store]:
         yield opened
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny models are faster on one thread, and a busy machine does not make them wait for a second."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def recorded_synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.synthetic import build_workspace

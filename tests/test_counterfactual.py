@@ -2,7 +2,6 @@
 
 import pandas as pd
 import pytest
-import torch
 
 from metamoe_backend.config import EvaluateConfig, ForceConfig
 from metamoe_backend.errors import ConfigError, InputError, NotFoundError
@@ -16,12 +15,13 @@ from tests.recording import RecordingContext
 from tests.test_evaluate_stage import EXPERTS, insert_tasks, make_experts, make_mixture
 from tests.tiny_models import make_tiny_base
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUESTIONS = ["colour-test-0", "colour-train-3", "sum-test-2"]
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> str:
-    torch.set_num_threads(1)
     return str(make_tiny_base(tmp_path_factory.mktemp("models") / "base"))
 
 

@@ -31,17 +31,10 @@ from tests.conftest import insert_rows
 from tests.recording import RecordingContext
 from tests.tiny_models import make_tiny_adapter, make_tiny_base
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = ["a", "b", "c", "d", "e"]
 MADE_AT = datetime(2026, 11, 1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The tiny model is faster on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

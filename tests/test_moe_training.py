@@ -23,17 +23,11 @@ from tests.fake_encoder import FakeEncoder, install
 from tests.recording import RecordingContext
 from tests.tiny_models import make_tiny_adapter, make_tiny_base
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORDS = {"colours": ("paint the wall", "red"), "sums": ("add the numbers", "42"), "towns": ("name a city", "Rome")}
 MEMBERS = {"colours": "painter", "sums": "counter", "towns": "base"}
 OPTIM = {"batch_size": 8, "learning_rate": 0.02, "max_tokens": 64, "save_every": 10}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -20,15 +20,9 @@ from metamoe_backend.workspace import Workspace
 from tests.recording import RecordingContext
 from tests.tiny_models import make_tiny_base
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TASKS = ["red", "green", "blue"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

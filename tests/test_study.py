@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from metamoe_backend.errors import ConfigError, ConflictError, NotFoundError, StorageError
 from metamoe_backend.jobs.context import RunContext
@@ -28,14 +27,14 @@ from tests.fake_encoder import install
 from tests.studies import BANK, SETTINGS, TARGETS, fill_workspace, hold_queue, plan_bank, work_off
 from tests.tiny_models import make_tiny_base
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The tiny model is faster on one thread; a worker leaves its answer to SIGTERM behind."""
-    threads, answer = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
-    torch.set_num_threads(1)
+def answer_to_sigterm() -> Iterator[None]:
+    """A worker leaves its own behind."""
+    answer = signal.getsignal(signal.SIGTERM)
     yield
-    torch.set_num_threads(threads)
     signal.signal(signal.SIGTERM, answer)
 
 
