@@ -5,6 +5,8 @@ A value outside its bounds raises `ConfigError` with one sentence (see `parse_co
 """
 
 import math
+import tomllib
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -587,3 +589,15 @@ def parse_config(cls: type[C], values: dict[str, Any]) -> C:
             if "auto|cpu" in str(first.get("ctx")):
                 message = "say auto, cpu, cuda or cuda:N"
         raise ConfigError(f"{where}: {message}{found}.") from None
+
+
+def read_config_file(cls: type[C], path: Path) -> C:
+    """Settings kept as TOML; raises `ConfigError` naming the file and what is wrong in it."""
+    try:
+        return parse_config(cls, tomllib.loads(path.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no TOML ({error}); mend it, or write it anew.") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); mend that, or write it anew.") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}".replace(f": {cls.__name__}: ", ": ")) from None

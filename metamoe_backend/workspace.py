@@ -27,6 +27,7 @@ class Workspace:
     selections/       sets of questions that pages hand on, by content hash
     studies/NAME.json what a study compares (see `study.studies`)
     profiles/NAME.toml what Slurm is asked for (see `jobs.profile`)
+    alerts.toml       what is told when a run stands wrong, and to whom (see `jobs.alerts`)
     vectors/          vectors of texts that are no questions, by encoder and content hash: a cache, may be deleted
     """
 
@@ -79,6 +80,10 @@ class Workspace:
     @property
     def profiles(self) -> Path:
         return self.root / "profiles"
+
+    @property
+    def alerts(self) -> Path:
+        return self.root / "alerts.toml"
 
     @property
     def vectors(self) -> Path:

@@ -6,7 +6,9 @@ from metamoe_backend.jobs.run_folder import RunStatus
 from metamoe_backend.store.ingestion import ingest_finished_runs
 from pages.shared.errors import error_boundary
 from pages.shared.i18n import _
+from pages.shared.jobs_alerts import render_alerts
 from pages.shared.jobs_compare import render_comparison
+from pages.shared.jobs_made import render_made
 from pages.shared.jobs_new import open_new_run, render_new_run
 from pages.shared.jobs_run import ACTED, render_curves, render_log, render_rates, render_review, render_summary
 from pages.shared.jobs_table import choose_shown, filter_by_stage, render_table
@@ -48,6 +50,7 @@ def _render_live() -> None:
     wanted = get_selection().run
     shown = choose_shown(statuses, wanted)
     answer_line(plain(answer_text(statuses)))
+    render_alerts(statuses, shown.run_id if shown is not None else None)
     if wanted and shown is not None and shown.run_id != wanted:
         st.warning(_("Run {run} does not exist in this workspace.").format(run=plain(wanted)))
     canvas, inspector = canvas_and_inspector()
@@ -59,6 +62,7 @@ def _render_live() -> None:
         render_curves(shown)
     with inspector:
         render_summary(shown, statuses)
+        render_made(shown)
     render_rates(shown)
     render_log(shown)
     render_comparison(statuses, shown)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metamoe_backend.config import Device, StageConfig
-from metamoe_backend.errors import InputError, StopRequested
-from metamoe_backend.jobs import supervisor, worker
+from metamoe_backend.errors import DivergedError, InputError, StopRequested
+from metamoe_backend.jobs import supervisor, webhook, worker
 from metamoe_backend.stage import Context, Inputs, Stage
 
 SCRIPT = Path(__file__).resolve()
@@ -26,7 +26,7 @@ class CountConfig(StageConfig):
     device: Device = "auto"
     until: str = ""
     """After counting, report on until this file exists."""
-    then: Literal["end", "mistake", "bug", "die", "print"] = "end"
+    then: Literal["end", "mistake", "bug", "die", "print", "diverge"] = "end"
     obey: Literal["at once", "after saving", "never"] = "at once"
 
 
@@ -39,6 +39,8 @@ def compute(inputs: Inputs, config: CountConfig, context: Context) -> None:
         (context.scratch / "saved").write_text("saved")
     if config.then == "mistake":
         raise InputError("Line 17 of questions.csv has no answer; fill it in.")
+    if config.then == "diverge":
+        raise DivergedError(f"The loss became NaN at step {config.steps}.")
     if config.then == "bug":
         raise KeyError("nobody thought of this")
     if config.then == "die":
@@ -80,5 +82,6 @@ def wait_for(condition: Callable[[], Any]) -> Any:
 
 if __name__ == "__main__":
     supervisor.IDLE_S, supervisor.CANCEL_GRACE_S, supervisor.POLL_S = 0.5, 1.0, 0.05
+    webhook.LOOK_S, webhook.RETRY_AFTER_S = 0.2, (0.0, 0.0)
     role, *arguments = sys.argv[1:]
     sys.exit(worker.main(arguments, STAGES) if role == "worker" else supervisor.main(arguments, WORKER_COMMAND))

@@ -1,6 +1,6 @@
 """Slurm's programs as far as `jobs.slurm` uses them. One script under each of their names; the jobs are files.
 
-FOLDER/N         job N: its state in Slurm's words; a test may write another
+FOLDER/N         job N: its state in Slurm's words, and after a | why it waits; a test may write another
 FOLDER/N.script  the path of its batch script
 FOLDER/away      while it exists, the controller does not answer
 FOLDER/refuse    what sbatch complains of, while it exists
@@ -49,7 +49,8 @@ def main(program: str, arguments: list[str], folder: Path) -> None:
         wanted = [int(job) for job in arguments[-1].removeprefix("--jobs=").split(",")]
         if len(wanted) == 1 and wanted[0] not in jobs:
             fail("Invalid job id specified")
-        print("".join(f"{job}|{jobs[job].read_text()}\n" for job in wanted if job in jobs), end="")
+        told = {job: f"{jobs[job].read_text()}|None".split("|") for job in wanted if job in jobs}
+        print("".join(f"{job}|{word}|{reason}\n" for job, (word, reason, *_) in told.items()), end="")
     elif program == "sacct":
         if not (folder / "accounting").exists():
             fail("Slurm accounting storage is disabled")

@@ -16,17 +16,18 @@ from metamoe_backend.config import (
     TrainConfig,
     parse_config,
 )
-from metamoe_backend.errors import ConfigError
+from metamoe_backend.errors import ConfigError, DivergedError
 from metamoe_backend.jobs.context import RunContext
 from metamoe_backend.jobs.run_folder import RunFolder, RunStatus, create_run, list_runs
 from metamoe_backend.jobs.supervisor import Seen, poll
 from metamoe_backend.workspace import Workspace
-from pages.shared import jobs_new, state
+from pages.shared import jobs_memory, jobs_new, state
 from pages.shared.config_form import field_labels
 from pages.shared.jobs_compare import compare_results, compare_settings
 from pages.shared.jobs_table import choose_shown, make_rows
 from pages.shared.run_reading import thin_out
 from pages.shared.run_words import answer_text, progress_text, reason_text, state_name, time_text
+from tests.tiny_models import make_tiny_base
 
 NOW = datetime(2026, 11, 21, 12)
 RUN = RunStatus(run_id="r1", stage="train", name="arith", by="ana", created_at=NOW, state="queued", place=1)
@@ -94,7 +95,9 @@ def test_why_a_run_stands_as_it_does() -> None:
     assert reason_text(replace(RUN, state="failed", error="The loss became NaN.")) == "The loss became NaN."
     waiting = replace(RUN, run_id="r2", place=3)
     on_slurm = replace(RUN, run_id="r3", place=None, profile="a100", job="12")
-    assert "Slurm's queue" in (reason_text(on_slurm, [RUN, on_slurm]) or "")
+    assert reason_text(on_slurm, [RUN, on_slurm]) == "It waits in Slurm's queue."
+    assert "for a free node" in (reason_text(replace(on_slurm, waits_for="Resources")) or "")
+    assert "PartitionDown." in (reason_text(replace(on_slurm, waits_for="PartitionDown")) or "")
     assert "comes next" in (reason_text(RUN, [on_slurm, RUN]) or ""), "a run on Slurm holds up nobody here"
     assert "comes next" in (reason_text(RUN, [RUN, waiting]) or "")
     assert "1 run is before it" in (reason_text(waiting, [RUN, waiting]) or "")
@@ -120,18 +123,18 @@ def test_the_table_has_a_row_a_run_and_shows_what_runs_first() -> None:
 def test_only_what_differs_is_named() -> None:
     first = TrainConfig(name="arith", plan="p").model_dump(mode="json")
     second = TrainConfig(name="arith", plan="p", limit=40, optim={"steps": 7}).model_dump(mode="json")
-    found = compare_settings(first, second).set_index("setting")
-    assert found["first"].to_dict() == {"limit": "–", "optim.steps": "–"}
-    assert found["second"].to_dict() == {"limit": "40", "optim.steps": "7"}
-    assert compare_settings(first, first).empty
+    found = compare_settings({"A": first, "B": second, "C": first}).set_index("setting")
+    assert found["A"].to_dict() == found["C"].to_dict() == {"limit": "–", "optim.steps": "–"}
+    assert found["B"].to_dict() == {"limit": "40", "optim.steps": "7"}
+    assert compare_settings({"A": first, "B": first}).empty
 
 
-def test_last_values_of_two_runs_stand_side_by_side() -> None:
+def test_last_values_of_runs_stand_side_by_side() -> None:
     a = pd.DataFrame({"step": [1, 2], "name": "loss", "value": [3.0, 2.0]})
     b = pd.DataFrame({"step": [1, 2], "name": ["loss", "eval_loss"], "value": [4.0, 1.0]})
-    found = compare_results(a, b).set_index("metric")
-    assert found.loc["loss"].tolist() == [2.0, 4.0]
-    assert pd.isna(found.loc["eval_loss", "first"]) and found.loc["eval_loss", "second"] == 1.0
+    found = compare_results({"A": a, "B": b, "C": a}).set_index("metric")
+    assert found.loc["loss"].tolist() == [2.0, 4.0, 2.0]
+    assert pd.isna(found.loc["eval_loss", "A"]) and found.loc["eval_loss", "B"] == 1.0
 
 
 # ---- forms --------------------------------------------------------------------------------------------------------
@@ -272,6 +275,53 @@ def test_a_failed_run_says_why_and_shows_its_log(opened: AppTest, synthetic: Wor
     assert not app.exception
     assert "The loss became NaN at step 3" in app.error[0].value.replace("\\", "")
     assert any("The loss became NaN" in code.value for code in app.code)
+
+
+def test_alerts_stand_above_the_table_and_lead_to_their_run(opened: AppTest, synthetic: Workspace) -> None:
+    run = create_run(synthetic, "train", "arith", {"name": "arith", "plan": "first"}, "ana", {})
+    context = RunContext(run)
+    context.start("cpu")
+    context.fail(DivergedError("The loss became NaN at step 3."))
+    run.append_told("loss-nan", "HTTPError: 500")
+    synthetic.alerts.write_text("url = 'https://hooks.example.org/secret'")
+    app = show_run(opened, list_runs(synthetic)[-1])
+    assert not app.exception and not app.error
+    text = app.warning[0].value.replace("\\", "")
+    assert (
+        "arith**: The loss became NaN at step 3." in text and "could not be sent to hooks.example.org" in text.lower()
+    )
+    assert "secret" not in text
+    app.button(key=f"jobs_alert_loss-nan_{run.run_id}").click().run()
+    assert app.session_state["selection"].run == run.run_id and not app.exception
+    synthetic.alerts.write_text("alerts = ['nothing']")
+    app.run()
+    assert any("alerts.toml: alerts.0" in warning.value.replace("\\", "") for warning in app.warning)
+
+
+def test_a_run_tells_what_it_produced_and_what_used_it(opened: AppTest, synthetic: Workspace) -> None:
+    runs = {run.read_spec().name: run for run in list_runs(synthetic) if run.read_spec().stage == "train"}
+    app = show_run(opened, runs["arith"])
+    assert not app.exception and not app.error
+    assert any(markdown.value == "Produced: **arith**" for markdown in app.markdown)
+    uses = [button for button in app.button if (button.key or "").startswith("jobs_use_")]
+    assert [button.label.replace("\\", "") for button in uses][-1] == "mixture · moe"
+    uses[-1].click().run()
+    assert not app.exception and "moe" in app.session_state["selection"].run
+    assert any(markdown.value == "Produced: **moe**" for markdown in app.markdown)
+
+
+def test_the_form_says_how_much_memory_a_training_needs(
+    opened: AppTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = str(make_tiny_base(tmp_path / "base"))
+    opened.session_state["jobs_panel"] = {"kind": "expert", "values": {"base": base}, "key": "test"}
+    app = opened.run()
+    assert not app.exception and not app.error and not app.warning
+    assert any("Needs at most about 29 MB of memory" in caption.value for caption in app.caption)
+    monkeypatch.setattr(jobs_memory, "_find_memory", lambda wanted: ("cuda:0", 1_000_000))
+    app.run()
+    assert "cuda:0 has 1 MB: lower the batch size" in app.warning[0].value
+    assert not app.button(key="jobs_new_start").disabled, "it is an estimate: the person decides"
 
 
 @pytest.mark.parametrize("kind", list(jobs_new.STAGE_OF_KIND))

@@ -324,7 +324,7 @@ def test_one_call_asks_about_all_and_seldom(
     local = create_run(workspace, "count", "in place", {}, "ana", {})
     for _ in range(5):
         poll(workspace)
-    assert cluster.calls("squeue") == ["squeue --noheader --states=all --format=%i|%T --jobs=1,2,3"]
+    assert cluster.calls("squeue") == ["squeue --noheader --states=all --format=%i|%T|%r --jobs=1,2,3"]
     old = time.time() - 13
     os.utime(workspace.runs / ".slurm-asked", (old, old))
     cancel(runs[1])

@@ -63,10 +63,9 @@ class RunContext:
                 raise ConflictError(f"Run {self.run_id} is {state.state}; only a queued run can be started.")
             running: dict[str, Any] = {"state": "running", "attempt": state.attempt + 1, "device": device}
             running |= {"process": ProcessIdentity.of_this_process(), "started_at": utc_now()}
+            running |= dict.fromkeys(("ended_at", "error", "failure", "waits_for", "exit_code"))
             self._write_beat()
-            self.run.write_state(
-                state.model_copy(update=running | {"ended_at": None, "error": None, "exit_code": None})
-            )
+            self.run.write_state(state.model_copy(update=running))
         for folder in (self.run.output, self.run.checkpoints):
             folder.mkdir(exist_ok=True)
         self.run.discard_unlisted_parts()
@@ -114,7 +113,7 @@ class RunContext:
     def hand_back(self) -> None:
         """Hand over what was emitted and wait for the next attempt: whoever started this one will start it again."""
         self.run.write_manifest("stopped", utc_now())
-        self._end("queued", None, None)
+        self._end("queued", None)
 
     @property
     def interrupted(self) -> bool:
@@ -131,7 +130,7 @@ class RunContext:
             return
         sentence = str(error) if isinstance(error, MetaMoEError) else f"{type(error).__name__}: {error}"
         self.log(sentence if isinstance(error, UserError) else "".join(traceback.format_exception(error)))
-        self._end("failed", utc_now(), " ".join(sentence.removesuffix(": ").split())[:1000])
+        self._end("failed", utc_now(), " ".join(sentence.removesuffix(": ").split())[:1000], type(error).__name__)
 
     def _raise_if_asked(self) -> None:
         request = self.run.read_request()
@@ -143,10 +142,12 @@ class RunContext:
             return
         raise self.stop_asked
 
-    def _end(self, state: RunState, ended_at: datetime | None, error: str | None) -> None:
+    def _end(
+        self, state: RunState, ended_at: datetime | None, error: str | None = None, failure: str | None = None
+    ) -> None:
         self._ended.set()
         self._write_progress()
-        ended = {"state": state, "ended_at": ended_at, "error": error}
+        ended = {"state": state, "ended_at": ended_at, "error": error, "failure": failure}
         self.run.write_state(self.run.read_state_file().model_copy(update=ended))
         if self._claim is not None:
             os.close(self._claim)

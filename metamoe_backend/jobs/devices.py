@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
@@ -17,15 +17,17 @@ class Device:
     description: str
     uuid: str = ""
     """What CUDA_VISIBLE_DEVICES calls it; empty for the CPU, which is then given no GPU."""
+    memory_bytes: int | None = field(default=None, compare=False)
+    """In all, free or not; None where the driver does not tell."""
 
 
 def list_devices() -> list[Device]:
     """Every GPU that NVIDIA's library reports and CUDA_VISIBLE_DEVICES allows, then the CPU."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory_gb = psutil.virtual_memory().total / 1e9
+    memory = psutil.virtual_memory().total
     return [
         *_list_gpus(os.environ.get("CUDA_VISIBLE_DEVICES")),
-        Device("cpu", f"{cores} cores, {memory_gb:.0f} GB memory"),
+        Device("cpu", f"{cores} cores, {memory / 1e9:.0f} GB memory", memory_bytes=memory),
     ]
 
 
@@ -48,7 +50,9 @@ def _list_gpus(allowed: str | None) -> list[Device]:
         found = []
         for index, handle in enumerate(_find_handles(allowed)):
             name, uuid = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetUUID(handle)
-            found.append(Device(f"cuda:{index}", f"{name}{_describe_memory(handle)}", uuid))
+            memory = _read_memory(handle)
+            told = "" if memory is None else f", {memory / 1e9:.0f} GB memory"
+            found.append(Device(f"cuda:{index}", f"{name}{told}", uuid, memory))
         return found
     finally:
         pynvml.nvmlShutdown()
@@ -73,10 +77,10 @@ def _find_handles(allowed: str | None) -> list[Any]:
     return handles
 
 
-def _describe_memory(handle: Any) -> str:
+def _read_memory(handle: Any) -> int | None:
     import pynvml
 
     try:
-        return f", {pynvml.nvmlDeviceGetMemoryInfo(handle).total / 1e9:.0f} GB memory"
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
     except pynvml.NVMLError_NotSupported:
-        return ""  # a GPU that shares the CPU's memory
+        return None  # a GPU that shares the CPU's memory

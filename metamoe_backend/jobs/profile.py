@@ -1,13 +1,12 @@
 """Profiles: what Slurm is asked for, one TOML file a profile, WORKSPACE/profiles/NAME.toml."""
 
 import re
-import tomllib
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from metamoe_backend.config import NAME_PATTERN, StageConfig, parse_config
-from metamoe_backend.errors import ConfigError, NotFoundError
+from metamoe_backend.config import NAME_PATTERN, StageConfig, read_config_file
+from metamoe_backend.errors import NotFoundError
 from metamoe_backend.workspace import Workspace
 
 
@@ -60,9 +59,4 @@ def read_profile(workspace: Workspace, name: str) -> Profile:
     if not re.match(NAME_PATTERN, name) or not path.is_file():
         there = ", ".join(list_profiles(workspace)) or "none"
         raise NotFoundError(f"There is no profile {name!r} (there are: {there}); write {workspace.profiles}/NAME.toml.")
-    try:
-        return parse_config(Profile, tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no TOML ({error}); mend it, or write it anew.") from None
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}".replace(": Profile: ", ": ")) from None
+    return read_config_file(Profile, path)

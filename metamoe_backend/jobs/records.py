@@ -45,6 +45,10 @@ class StateFile(BaseModel):
     started_at: NaiveDatetime | None = None
     ended_at: NaiveDatetime | None = None
     error: str | None = None
+    failure: str | None = None
+    """Of which kind the error is: the name of its class; None where the worker could not say."""
+    waits_for: str | None = None
+    """Slurm's word for why its job has not started: Priority, Resources …"""
     exit_code: int | None = None
 
 
@@ -79,6 +83,14 @@ class Request(BaseModel):
 
     save: bool
     at: Timestamp
+
+
+class Told(BaseModel):
+    """One line of alerts.jsonl: an alert that was sent, or why it could not be."""
+
+    at: Timestamp
+    alert: str
+    problem: str | None = None
 
 
 class ManifestPart(BaseModel):

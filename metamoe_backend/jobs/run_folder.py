@@ -6,6 +6,7 @@
     heartbeat.json    how far it is; renewed every few seconds while the worker lives
     progress.jsonl    one line a report of progress, with its metrics
     log.txt           everything the worker printed
+    alerts.jsonl      the alerts that were sent elsewhere
     inputs/           NAME.parquet: what `prepare` read
     slurm/            the batch scripts of a run that starts on Slurm
     checkpoints/      the stage's own; survives a stop
@@ -43,6 +44,7 @@ from metamoe_backend.jobs.records import (
     Request,
     RunSpec,
     StateFile,
+    Told,
 )
 from metamoe_backend.rows import RunState
 from metamoe_backend.workspace import Workspace
@@ -75,8 +77,14 @@ class RunStatus:
     started_at: datetime | None = None
     ended_at: datetime | None = None
     error: str | None = None
+    failure: str | None = None
+    """The class of the error, where the worker could say."""
     eta_s: float | None = None
     """Seconds until done, as far as progress tells."""
+    s_per_item: float | None = None
+    """Seconds an item takes at the present pace."""
+    idle_s: float | None = None
+    """Seconds since a running run's last progress (or its start), since a waiting one was queued."""
     device: str | None = None
     pid: int | None = None
     place: int | None = None
@@ -85,6 +93,8 @@ class RunStatus:
     """The profile it starts by on Slurm; None: on this machine."""
     job: str | None = None
     """Slurm's number for it."""
+    waits_for: str | None = None
+    """Slurm's word for why its job has not started."""
     responding: bool = True
     """False: it runs, but has given no sign of life for `STALE_AFTER_S`."""
     stopping: str | None = None
@@ -151,6 +161,10 @@ class RunFolder:
         return self.path / "manifest.json"
 
     @property
+    def told_file(self) -> Path:
+        return self.path / "alerts.jsonl"
+
+    @property
     def worker_lock(self) -> Path:
         """Locked by the worker for as long as it lives."""
         return self.path / "worker.lock"
@@ -204,21 +218,33 @@ class RunFolder:
             started_at=state.started_at,
             ended_at=state.ended_at,
             error=state.error,
+            failure=state.failure,
             device=state.device,
             pid=state.process.pid if state.process else None,
             place=state.place,
             profile=state.profile,
             job=state.job,
+            waits_for=state.waits_for,
         )
+        if status.state == "queued":
+            return replace(status, idle_s=self._seconds_since_written())
         if status.state != "running":
             return status
         request = self.read_request()
         return replace(
             status,
             eta_s=_eta_s(beat),
+            s_per_item=beat.s_per_item,
+            idle_s=_idle_s(beat, state),
             responding=time.time() - beat.at < STALE_AFTER_S,
             stopping=None if request is None else "stop" if request.save else "cancel",
         )
+
+    def _seconds_since_written(self) -> float | None:
+        try:
+            return max(0.0, time.time() - (self.path / "state.json").stat().st_mtime)
+        except OSError:
+            return None
 
     def read_state_file(self) -> StateFile:
         """state.json as it lies there; one that is damaged reads as failed."""
@@ -302,6 +328,24 @@ class RunFolder:
                 except ValidationError:
                     continue  # torn by a crash
                 yield line
+
+    def append_told(self, alert: str, problem: str | None) -> None:
+        """Remember that an alert was sent, or why it could not be."""
+        line = Told(at=time.time(), alert=alert, problem=problem)
+        with self.told_file.open("ab") as file:
+            file.write(f"{line.model_dump_json()}\n".encode())
+
+    def read_told(self) -> list[Told]:
+        """The alerts that were sent or given up, oldest first."""
+        if not self.told_file.is_file():
+            return []
+        told = []
+        for line in self.told_file.read_bytes().splitlines():
+            try:
+                told.append(Told.model_validate_json(line))
+            except ValidationError:
+                continue  # torn by a crash
+        return told
 
     def append_log(self, message: str) -> None:
         """One line (or several) at the end of the log, with the time."""
@@ -501,6 +545,12 @@ def _eta_s(beat: Heartbeat) -> float | None:
     if beat.s_per_item is None:
         return None
     return max(0.0, beat.s_per_item * (beat.total - beat.done) - (time.time() - beat.progress_at))
+
+
+def _idle_s(beat: Heartbeat, state: StateFile) -> float | None:
+    started = state.started_at.replace(tzinfo=UTC).timestamp() if state.started_at else 0.0
+    since = max(beat.progress_at, started)
+    return max(0.0, time.time() - since) if since else None
 
 
 def _time_in(run_id: str) -> datetime:

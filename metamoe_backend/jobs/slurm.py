@@ -16,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from metamoe_backend.errors import ConfigError, UnavailableError
 from metamoe_backend.jobs.durable import locked, try_lock
@@ -36,6 +36,14 @@ _ENDED = {
     "TIMEOUT",
 }  # fmt: skip
 """Slurm's words for jobs that are over; what else it says of a job means that the job is still there."""
+
+
+class Answer(NamedTuple):
+    """What Slurm says of a job."""
+
+    word: str
+    reason: str | None = None
+    """Why it waits, while it does."""
 
 
 # ---- the verbs ----------------------------------------------------------------------------------------------------
@@ -73,12 +81,12 @@ def poll(workspace: Workspace, statuses: Sequence[RunStatus]) -> set[str]:
             return set()
         asked.touch()
         try:
-            words = _ask_about(sorted(set(jobs.values())))
+            answers = _ask_about(sorted(set(jobs.values())))
         except UnavailableError:
             later = time.time() + AWAY_S - ASK_EVERY_S
             os.utime(asked, (later, later))
             return set()
-        return {run_id for run_id, job in jobs.items() if _see(find_run(workspace, run_id), job, words.get(job))}
+        return {run_id for run_id, job in jobs.items() if _see(find_run(workspace, run_id), job, answers.get(job))}
 
 
 def cancel(job: str) -> None:
@@ -100,7 +108,7 @@ def requeue() -> None:
     already: one that somebody cancelled would be queued again, too.
     """
     job = os.environ["SLURM_JOB_ID"]
-    word = _ask_about([job]).get(job, "forgotten")
+    word = _ask_about([job]).get(job, Answer("forgotten")).word
     if word != "RUNNING":
         raise UnavailableError(
             f"Slurm is ending job {job} ({word.lower()}); it starts again only if Slurm wants it to."
@@ -171,23 +179,25 @@ def _submit_command(run: RunFolder, profile: Profile, words: Sequence[str], cwd:
         raise UnavailableError(_refusal("sbatch", str(error))) from None
 
 
-def _ask_about(jobs: Sequence[str]) -> dict[str, str]:
-    """Slurm's word for each job it knows; of jobs it has forgotten, what its accounting says, where there is one."""
+def _ask_about(jobs: Sequence[str]) -> dict[str, Answer]:
+    """Slurm's answer for each job it knows; of jobs it has forgotten, what its accounting says, where there is one."""
     try:
-        lines = _call("squeue", "--noheader", "--states=all", "--format=%i|%T", f"--jobs={','.join(jobs)}")
+        lines = _call("squeue", "--noheader", "--states=all", "--format=%i|%T|%r", f"--jobs={','.join(jobs)}")
     except UnavailableError as error:
         if "Invalid job id" not in str(error):  # the only one asked for is forgotten
             raise
         lines = ""
-    words = dict(line.split("|", 1) for line in lines.split() if "|" in line)
-    forgotten = [job for job in jobs if job not in words]
+    told = [line.strip().split("|", 2) for line in lines.splitlines() if line.count("|") >= 2]
+    answers = {job: Answer(word, None if reason == "None" else reason or None) for job, word, reason in told}
+    forgotten = [job for job in jobs if job not in answers]
     if forgotten and shutil.which("sacct") is not None:
         try:
             kept = _call("sacct", "-nPX", "--format=JobIDRaw,State", f"--jobs={','.join(forgotten)}")
         except UnavailableError:
             kept = ""  # no accounting on this cluster: that it is forgotten is all there is to know
-        words |= {job: word.split()[0] for job, _, word in (line.partition("|") for line in kept.splitlines()) if word}
-    return words
+        pairs = (line.partition("|") for line in kept.splitlines())
+        answers |= {job: Answer(word.split()[0]) for job, _, word in pairs if word}
+    return answers
 
 
 def _call(*command: str) -> str:
@@ -214,18 +224,22 @@ def _refusal(program: str, complaint: str) -> str:
 # ---- what the answer means for a run ------------------------------------------------------------------------------
 
 
-def _see(run: RunFolder, job: str, word: str | None) -> bool:
-    """Write down what Slurm's word (None: it knows no such job) means for a run; returns whether that is news."""
+def _see(run: RunFolder, job: str, answer: Answer | None) -> bool:
+    """Write down what Slurm's answer (None: it knows no such job) means for a run; returns whether that is news."""
+    word, reason = answer or (None, None)
     with locked(queue_lock(run.workspace)):
         state = run.read_state_file()
         if state.job != job or state.state not in ("queued", "running"):
             return False
         waits_again = word == "PENDING" and state.state == "running"
         over = word is None or word in _ENDED
+        if word == "PENDING" and state.state == "queued" and reason != state.waits_for:
+            run.write_state(state.model_copy(update={"waits_for": reason}))
+            return True
         if not (waits_again or over) or (state.state == "running" and _gives_signs_of_life(run, state)):
             return False
         if waits_again:
-            run.write_state(state.model_copy(update={"state": "queued"}))
+            run.write_state(state.model_copy(update={"state": "queued", "waits_for": reason}))
             return True
         end = (word or "forgotten").lower().replace("_", " ")
         why = f"Slurm's job {job} is over ({end}), the run is not; read the log, then resume the run."

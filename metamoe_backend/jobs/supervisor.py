@@ -4,7 +4,7 @@
 
 The run folders are the truth; the supervisor remembers nothing that it could not read off them again, except its
 children's exit codes. It outlives the dashboard, and its workers outlive it: a new supervisor finds them by their
-process identity and waits for their slots. It leaves when nothing is queued or running.
+process identity and waits for their slots. It leaves when nothing is queued or running, and all alerts are sent.
 
 No run is lost between a submit and a supervisor that is leaving: both happen under the queue's lock. A supervisor gives
 its own lock back inside it, having seen an empty queue; whoever queues a run looks inside it whether one still stays,
@@ -24,8 +24,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from metamoe_backend.errors import ConflictError, MetaMoEError, UnavailableError, UserError
+from metamoe_backend.errors import ConfigError, ConflictError, MetaMoEError, UnavailableError, UserError
 from metamoe_backend.jobs import slurm
+from metamoe_backend.jobs.alerts import read_alert_settings
 from metamoe_backend.jobs.devices import Device, list_devices, worker_environment
 from metamoe_backend.jobs.durable import locked, try_lock
 from metamoe_backend.jobs.records import NOT_MINE, StateFile
@@ -38,6 +39,7 @@ from metamoe_backend.jobs.run_folder import (
     queue_lock,
     utc_now,
 )
+from metamoe_backend.jobs.webhook import Webhook
 from metamoe_backend.workspace import Workspace
 
 POLL_S = 0.5
@@ -73,6 +75,8 @@ def submit(workspace: Workspace, run: RunFolder, profile: str | None = None) -> 
             except UserError:
                 shutil.rmtree(run.path)
                 raise
+            if _sends_alerts(workspace):
+                _ensure_supervisor(workspace)
             return
         if state.place is None:
             _enqueue(workspace, run, state)
@@ -85,12 +89,32 @@ def poll(workspace: Workspace, seen: Seen | None = None) -> list[RunStatus]:
     Who polls often hands in the same `seen` each time: it keeps the runs that have ended, and these are read again only
     when their state.json has changed (a resumed run).
     """
-    statuses = [run.read_state() if seen is None else _read_unless_seen(run, seen) for run in list_runs(workspace)]
-    if any(status.place is not None and status.state in ("queued", "running") for status in statuses):
+    statuses = _read_statuses(workspace, seen)
+    if _need_supervisor(workspace, statuses):
         with locked(queue_lock(workspace)):
             _ensure_supervisor(workspace)
+    return statuses
+
+
+def _read_statuses(workspace: Workspace, seen: Seen | None) -> list[RunStatus]:
+    statuses = [run.read_state() if seen is None else _read_unless_seen(run, seen) for run in list_runs(workspace)]
     changed = slurm.poll(workspace, statuses)
     return [find_run(workspace, each.run_id).read_state() if each.run_id in changed else each for each in statuses]
+
+
+def _need_supervisor(workspace: Workspace, statuses: Sequence[RunStatus]) -> bool:
+    """For runs of the local queue, and for those on Slurm where alerts are sent."""
+    active = [status for status in statuses if status.state in ("queued", "running")]
+    if any(status.place is not None for status in active):
+        return True
+    return any(status.job is not None for status in active) and _sends_alerts(workspace)
+
+
+def _sends_alerts(workspace: Workspace) -> bool:
+    try:
+        return read_alert_settings(workspace).url is not None
+    except ConfigError:
+        return False
 
 
 def _read_unless_seen(run: RunFolder, seen: Seen) -> RunStatus:
@@ -154,6 +178,8 @@ def resume(run: RunFolder) -> None:
         else:
             slurm.submit(run, queued, WORKER_COMMAND)
             run.clear_request()  # the worker cannot begin before the lock is given back
+            if _sends_alerts(run.workspace):
+                _ensure_supervisor(run.workspace)
 
 
 def move_in_queue(run: RunFolder, before: RunFolder | None = None) -> None:
@@ -244,14 +270,20 @@ class Supervisor:
         self.worker_command = worker_command
         self.children: dict[RunFolder, tuple[subprocess.Popen[bytes], StateFile, str]] = {}
         """Process, the state it was started from, and its device (or devices, separated by commas)."""
+        self.webhook = Webhook(workspace)
+        self._seen: Seen = {}
 
     def work(self, lock: BinaryIO) -> None:
         """Until nothing has been queued or running for a while; then gives `lock` back."""
-        busy_at = time.monotonic()
+        busy_at, watches = time.monotonic(), False
         while True:
-            if self.step():
+            busy = self.step()
+            idle = not (busy or watches) and time.monotonic() - busy_at >= IDLE_S
+            if self.webhook.is_due() or idle:  # a last look before it leaves
+                watches = self.watch()
+            if busy or watches or self.webhook.is_busy:
                 busy_at = time.monotonic()
-            elif time.monotonic() - busy_at >= IDLE_S and self.leave(lock):
+            elif idle and self.leave(lock):
                 return
             time.sleep(POLL_S)
 
@@ -271,6 +303,18 @@ class Supervisor:
                 except (MetaMoEError, OSError) as error:
                     self._end(run, run.read_state_file().model_copy(update={"state": "failed", "error": str(error)}))
         return bool(queued or busy)
+
+    def watch(self) -> bool:
+        """Let the webhook see how runs stand; returns whether runs on Slurm are left, for which nobody else may ask."""
+        try:
+            if self.webhook.read_settings().url is None:
+                return False
+            statuses = _read_statuses(self.workspace, self._seen)
+            self.webhook.look(statuses)
+            return any(status.job is not None and status.state in ("queued", "running") for status in statuses)
+        except Exception as error:  # noqa: BLE001 - the queue goes on, whatever is wrong with alerts
+            print(f"{utc_now():%Y-%m-%d %H:%M:%S} alerts: {type(error).__name__}: {error}", flush=True)
+            return False
 
     def leave(self, lock: BinaryIO) -> bool:
         """Give `lock` back unless something was queued meanwhile; whoever queues later starts a new supervisor."""

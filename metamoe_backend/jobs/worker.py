@@ -20,6 +20,7 @@ from metamoe_backend.jobs.context import RunContext
 from metamoe_backend.jobs.records import NOT_MINE
 from metamoe_backend.jobs.run_folder import RunFolder
 from metamoe_backend.jobs.team import open_team
+from metamoe_backend.memory import is_out_of_memory, list_remedies, make_memory_error
 from metamoe_backend.pipeline import STAGES
 from metamoe_backend.stage import Stage
 
@@ -70,6 +71,10 @@ def _compute(folder: RunFolder, stages: Mapping[str, Stage], device: str | None,
             stage.compute(folder.read_inputs(), config, context)
     except StopRequested as stop:
         context.stop_asked = stop
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise make_memory_error(device or "this machine", "", list_remedies(config)) from None
 
 
 def _go_on_later(context: RunContext) -> None:

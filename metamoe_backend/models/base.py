@@ -98,6 +98,24 @@ def load_outline(base: str) -> "PreTrainedModel":
         raise _cannot_be_loaded(folder, error) from error
 
 
+def find_local_folder(base: str) -> Path | None:
+    """Where the model's files lie already: the packaged one's, a local folder, or what was fetched from a hub."""
+    if base == DEFAULT_BASE:
+        found = cache_folder() / "models" / f"{DEFAULT_BASE}-{importlib.metadata.version(PACKAGE)}"
+    elif (folder := Path(base).expanduser()).is_dir():
+        found = folder
+    else:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            kept = try_to_load_from_cache(base, CONFIG_FILE)
+        except HFValidationError:
+            return None
+        found = Path(kept).parent if isinstance(kept, str) else Path("nowhere")
+    return found if (found / CONFIG_FILE).is_file() else None
+
+
 def find_device(device: str) -> "torch.device":
     """The torch device for auto, cpu, cuda or cuda:N; raises `UnavailableError` when it is not in this machine."""
     import torch

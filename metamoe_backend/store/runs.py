@@ -1,8 +1,15 @@
-"""Runs and their metrics: reads."""
+"""Runs, their metrics, what they made and what used it: reads."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
 
 import pandas as pd
 
 from metamoe_backend.store.connection import Store
+
+_NAMING = ("experts", "systems", "system", "candidates", "start_from", "data")
+"""Settings that name systems, or (`data`) a run."""
 
 
 def fetch_runs(store: Store, stages: tuple[str, ...] = ()) -> pd.DataFrame:
@@ -53,3 +60,34 @@ def fetch_losses(store: Store) -> dict[str, list[float]]:
         "SELECT run_id, list(value ORDER BY step) FROM metric WHERE name = 'loss' GROUP BY run_id"
     )
     return dict(rows.fetchall())
+
+
+def fetch_products(store: Store, run_id: str) -> dict[str, int]:
+    """Rows that a run has brought into each table."""
+    rows = store.cursor().execute(
+        "SELECT target, sum(rows)::BIGINT FROM part WHERE run_id = ? GROUP BY target ORDER BY target", [run_id]
+    )
+    return dict(rows.fetchall())
+
+
+def fetch_made_systems(store: Store, run_id: str) -> list[str]:
+    """Experts, mixtures and other systems that a run has made."""
+    rows = store.cursor().execute("SELECT system FROM system WHERE run_id = ? ORDER BY system", [run_id])
+    return [row[0] for row in rows.fetchall()]
+
+
+def fetch_uses(store: Store, run_id: str) -> pd.DataFrame:
+    """run_id, stage, name of the runs whose settings name what a run has made, or the run itself; newest first."""
+    made = {run_id, *fetch_made_systems(store, run_id)}
+    later = store.frame("SELECT run_id, stage, name, config FROM run WHERE run_id > ? ORDER BY run_id DESC", [run_id])
+    used = [bool(made & set(_named_in(json.loads(config)))) for config in later["config"]]
+    return later.loc[used, ["run_id", "stage", "name"]].reset_index(drop=True)
+
+
+def _named_in(config: dict[str, Any]) -> Iterator[str]:
+    for setting in _NAMING:
+        value = config.get(setting)
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list):
+            yield from value

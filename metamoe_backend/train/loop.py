@@ -14,6 +14,7 @@ import pandas as pd
 
 from metamoe_backend.config import OptimSettings
 from metamoe_backend.errors import ConfigError, StopRequested
+from metamoe_backend.memory import is_out_of_memory, list_training_remedies, make_memory_error
 from metamoe_backend.stage import Context
 from metamoe_backend.train.checkpoints import find_checkpoint
 from metamoe_backend.train.examples import (
@@ -72,8 +73,6 @@ def run_training(
     and `StopRequested` on a cancel.
     A stop-and-save returns normally, with `stop` set.
     """
-    import torch
-
     from metamoe_backend.train.trainer import StopTogether
 
     if not len(examples):
@@ -95,11 +94,11 @@ def run_training(
         context.log(f"Going on from {found.name}.")
     try:
         trainer.train(resume_from_checkpoint=str(found) if found else None)
-    except torch.OutOfMemoryError:
-        raise ConfigError(
-            f"{device} ran out of memory at batches of {planned.shape[1]} questions of up to {lengths.max()} tokens; "
-            "lower optim.batch_size or optim.max_tokens, or choose another device."
-        ) from None
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        at = f" at batches of {planned.shape[1]} questions of up to {lengths.max()} tokens"
+        raise make_memory_error(str(device), at, list_training_remedies(optim)) from None
     if reporter is None:
         raise StopRequested(save=False)
     _require_finite(trainer)

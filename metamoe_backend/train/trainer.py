@@ -30,7 +30,7 @@ from transformers import (  # noqa: TID253
     TrainingArguments,
 )
 
-from metamoe_backend.errors import ConfigError, StopRequested
+from metamoe_backend.errors import DivergedError, StopRequested
 from metamoe_backend.stage import Context
 from metamoe_backend.train.checkpoints import find_checkpoint, prune_checkpoints, seal_checkpoint
 from metamoe_backend.train.examples import Batch, Example, collate
@@ -178,7 +178,7 @@ class AnswerTrainer(Trainer):
             raise self.make_divergence(self.state.global_step + 1)
         return loss
 
-    def make_divergence(self, step: int) -> ConfigError:
+    def make_divergence(self, step: int) -> DivergedError:
         return diverged(step, self.args.learning_rate, Path(str(self.args.output_dir)))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -328,6 +328,8 @@ class Reporter(TrainerCallback):
         metrics["learning_rate"] = self.learning_rate
         metrics["tokens_per_s"] = tokens / max(self.seconds, 1e-9)
         metrics["memory_mb"] = measure_memory_mb(device)
+        if (used := measure_gpu_percent(device)) is not None:
+            metrics["gpu_percent"] = used
         self.since, self.seconds = [], 0.0
         return metrics
 
@@ -363,11 +365,23 @@ def measure_memory_mb(device: torch.device) -> float:
     return psutil.Process().memory_info().rss / 1e6
 
 
-def diverged(step: int, learning_rate: float, scratch: Path) -> ConfigError:
+def measure_gpu_percent(device: torch.device) -> float | None:
+    """Share of the last moments in which the GPU computed, in percent; None on a CPU and where the driver is silent."""
+    if device.type != "cuda":
+        return None
+    import pynvml
+
+    try:
+        return float(torch.cuda.utilization(device))
+    except (pynvml.NVMLError, ModuleNotFoundError, RuntimeError):
+        return None  # a part of a GPU (MIG) does not tell
+
+
+def diverged(step: int, learning_rate: float, scratch: Path) -> DivergedError:
     """The error of a training that blew up at `step`, naming the last good checkpoint in `scratch`."""
     kept = find_checkpoint(scratch)
     last = f"the last good checkpoint is {kept.name} in {kept.parent}" if kept else "there was no checkpoint yet"
-    return ConfigError(
+    return DivergedError(
         f"The loss became NaN at step {step}; {last}. Lower the learning rate (it is {learning_rate:g}) and start anew."
     )
 

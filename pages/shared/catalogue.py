@@ -44,7 +44,7 @@ def find_messages() -> dict[MessageId, set[str]]:
 
 
 def _sources() -> list[Path]:
-    folders = [ROOT / "pages", ROOT / "metamoe_backend" / "figures"]
+    folders = [ROOT / "pages", ROOT / "metamoe_backend" / "figures", ROOT / "metamoe_backend" / "jobs"]
     return [ROOT / "app.py", *sorted(path for folder in folders for path in folder.rglob("*.py"))]
 
 

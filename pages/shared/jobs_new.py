@@ -32,6 +32,7 @@ from metamoe_backend.store.results import fetch_evaluated_systems
 from pages.shared.config_form import FormOptions, render_fields, render_nested
 from pages.shared.errors import error_boundary
 from pages.shared.i18n import _
+from pages.shared.jobs_memory import render_need
 from pages.shared.layout import confirm, empty_state, plain
 from pages.shared.state import get_person, get_store, get_workspace, per_version, select
 
@@ -318,6 +319,7 @@ def _render_start(stage: str, values: dict[str, Any], profile: str | None) -> No
         st.warning(plain(error), icon=":material/edit:")
         st.button(_("Start"), key="jobs_new_start", type="primary", disabled=True)
         return
+    render_need(config, profile)
     st.caption(_("The same on the command line, while this dashboard is closed:"))
     st.code(make_command_line(get_workspace(), stage, config, profile), language="bash", wrap_lines=True)
     if st.button(_("Start"), key="jobs_new_start", type="primary", icon=":material/play_arrow:"):

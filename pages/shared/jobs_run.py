@@ -97,6 +97,12 @@ def _then_redraw(act: Callable[[str], None], run_id: str) -> None:
     act(run_id)
 
 
+def show_other_run(run_id: str) -> None:
+    """For buttons: from now on the page shows this run."""
+    select(run=run_id)
+    st.session_state[ACTED] = True
+
+
 def _stop(run_id: str) -> None:
     request_stop(_find(run_id))
     confirm(_("Asked to save and stop."))

@@ -54,8 +54,11 @@ def stage_name(stage: str) -> str:
 
 
 def run_title(status: RunStatus) -> str:
-    """What a run is, as plain text: training · arith."""
-    return f"{stage_name(status.stage)} · {status.name}" if status.stage else status.name
+    """What a run is, as plain text: training · arith; embedding · minilm, shard 2 of 4."""
+    title = f"{stage_name(status.stage)} · {status.name}" if status.stage else status.name
+    if status.shard is None:
+        return title
+    return _("{title}, shard {index} of {of}").format(title=title, index=status.shard.index, of=status.shard.of)
 
 
 def place_text(status: RunStatus) -> str:
@@ -114,7 +117,7 @@ def reason_text(status: RunStatus, statuses: Sequence[RunStatus] = ()) -> str | 
     if status.state == "cancelled":
         return _("It was cancelled; nothing of it was kept.")
     if status.state == "queued" and status.job is not None:
-        return _("It waits in Slurm's queue for a free node.")
+        return _slurm_reason(status.waits_for)
     if status.state == "queued":
         before = sum(
             other.state == "queued" and other.place is not None and other.place < (status.place or 0)
@@ -135,6 +138,17 @@ def reason_text(status: RunStatus, statuses: Sequence[RunStatus] = ()) -> str | 
     return None
 
 
+def _slurm_reason(word: str | None) -> str:
+    """Why Slurm has not started a job, by its own word (squeue(1), JOB REASON CODES)."""
+    words = {
+        None: _("It waits in Slurm's queue."),
+        "Priority": _("It waits in Slurm's queue: jobs of higher priority are before it (Priority)."),
+        "Resources": _("It waits in Slurm's queue for a free node (Resources)."),
+        "BeginTime": _("It waits in Slurm's queue until it may start again (BeginTime)."),
+    }
+    return words.get(word) or _("It waits in Slurm's queue; Slurm says why: {reason}.").format(reason=word)
+
+
 def metric_name(name: str) -> str:
     """A metric with its unit."""
     names = {
@@ -145,6 +159,7 @@ def metric_name(name: str) -> str:
         "tokens_per_s": _("Tokens per second"),
         "questions_per_s": _("Questions per second"),
         "memory_mb": _("Memory, MB"),
+        "gpu_percent": _("GPU in use, %"),
         "reused": _("Reused"),
     }
     return names.get(name, name.replace("_", " "))

@@ -70,9 +70,9 @@ def test_a_run_is_started_watched_and_found_in_the_results(fresh_page: Page, fre
     expect(page.locator(".st-key-jobs_new_run").get_by_text("--steps 6")).to_be_visible()
     page.get_by_role("button", name="Close").click()
     wait_idle(page)
-    page.get_by_text("Compare with another run").click()
+    page.get_by_text("Compare with other runs").click()
     wait_idle(page)
-    expect(page.get_by_text("A: training · arith", exact=False)).to_be_visible()
+    expect(page.get_by_text("A training · arith", exact=False)).to_be_visible()
     screenshot(page, "jobs_compared", full=True)
 
 
