@@ -122,6 +122,11 @@ def _add_on(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--on", metavar="PROFILE", help="start on Slurm, by WORKSPACE/profiles/PROFILE.toml")
 
 
+def _add_shards(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shards", type=int, metavar="N", help="cut it into N runs, which give the rows of one")
+    _add_on(parser)
+
+
 def _add_of(parser: argparse.ArgumentParser, encoder: bool = True, both: bool = True) -> None:
     choices = ["question", "meta-question", *(["both"] if both else [])]
     parser.add_argument("--of", choices=choices, default="question")
@@ -158,12 +163,16 @@ def _add_data_verbs(add: Add) -> None:
     meta.add_argument("--task", action="append", default=[], help="only this task (may be repeated)")
     meta.add_argument("--model", help="model of the llm method")
     meta.add_argument("--base-url", help="OpenAI-compatible server of the llm method")
+    meta.add_argument("--device", help="as a job of its own, a local model on: cpu (default), auto or cuda:N")
     _add_set(meta)
+    _add_shards(meta)
 
     embed = add("embed", "Embed questions or meta-questions.")
     _add_of(embed, both=False)
     embed.add_argument("--task", action="append", default=[], help="only this task (may be repeated)")
+    embed.add_argument("--device", help="as a job of its own, on: auto, cpu or cuda:N")
     _add_by(embed)
+    _add_shards(embed)
 
     cluster = add("cluster", "Draw the map (UMAP) and find clusters (HDBSCAN).")
     _add_of(cluster)
@@ -368,7 +377,7 @@ def _add_result_verbs(add: Add) -> None:
     evaluate.add_argument("--n-shot", type=int)
     evaluate.add_argument("--device")
     _add_set(evaluate)
-    _add_on(evaluate)
+    _add_shards(evaluate)
 
     outcomes = add("outcomes", "All-correct, mixed and all-incorrect per task over a set of experts.")
     outcomes.add_argument("--experts", metavar="A,B,…", help="experts to compare (default: all)")

@@ -50,6 +50,9 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+SHARDS: Any = Field(1, ge=1, le=256, description="Cut into so many runs, a device each, which give the rows of one")
+
+
 class IngestConfig(StageConfig):
     """Read questions from a file, a hub data set or a reasoning-gym generator."""
 
@@ -87,6 +90,8 @@ class MetaQuestionConfig(StageConfig):
     base_url: str | None = Field(None, description="OpenAI-compatible server, e.g. http://127.0.0.1:11434/v1")
     prompt: str | None = Field(None, description="Own instruction for the llm method; {question} stands for it")
     max_tokens: int = Field(60, ge=8, le=400, description="Longest meta-question, in tokens")
+    device: Device = Field("cpu", description="Of a local model, as a job of its own: auto, cpu or cuda:N")
+    shards: int = SHARDS
 
 
 class EmbedConfig(StageConfig):
@@ -96,6 +101,8 @@ class EmbedConfig(StageConfig):
     of: Of = Field("question", description="What is embedded")
     method: MetaQuestionMethod = Field("template", description="Which meta-questions, where these are embedded")
     tasks: list[str] = Field(default_factory=list, description="Only these tasks; empty means all")
+    device: Device = Field("auto", description="As a job of its own: auto, cpu or cuda:N")
+    shards: int = SHARDS
 
 
 class ClusterConfig(StageConfig):
@@ -392,6 +399,7 @@ class EvaluateConfig(StageConfig):
     activations: bool = Field(True, description="Record what the routers of mixtures did")
     token_sample: int = Field(8, ge=0, le=10_000, description="Questions per task whose gates are kept token by token")
     seed: int = Field(0, ge=0, description="Seed of the few-shot examples and of the token sample")
+    shards: int = SHARDS
 
 
 class ForceConfig(StageConfig):

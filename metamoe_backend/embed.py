@@ -17,13 +17,16 @@ from metamoe_backend.config import EmbedConfig
 from metamoe_backend.errors import InputError, NotFoundError, UnavailableError
 from metamoe_backend.hub import find_model_folder
 from metamoe_backend.rows import MetaQuestionMethod, Of, Reading
+from metamoe_backend.shards import cut_rows, number_blocks
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from metamoe_backend.stage import Context, Inputs
     from metamoe_backend.store.connection import Store
 
 CHUNK = 256
-"""Texts encoded between two progress reports."""
+"""Different texts encoded between two progress reports."""
 PACKAGED = "minilm (English) or e5 (Chinese and English)"
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 """What is fetched from a hub: weights as safetensors and text files, never pickles or code."""
@@ -168,22 +171,41 @@ def prepare(store: "Store", config: EmbedConfig) -> "Inputs":
 
 
 def compute(inputs: "Inputs", config: EmbedConfig, context: "Context") -> None:
-    """Emit an embedding row for each pending text; equal texts are encoded once; progress carries `reused`."""
-    texts = inputs["texts"]
+    """Emit an embedding row for each pending text; equal texts are encoded once; progress carries `reused`.
+
+    What an earlier attempt of the same run embedded is not embedded again.
+    """
+    from metamoe_backend.jobs.saved_parts import restore_parts, save_part
+
+    texts = inputs["texts"].assign(block=_number_blocks(inputs["texts"]))
     reused = float(inputs["reused"]["reused"].iloc[0])
-    total = len(texts)
-    context.progress(0, total, reused=reused)
-    if not total:
+    finished = restore_parts(context, ("embedding",), ("question_id",))["question_id"]
+    pending = texts[~texts["question_id"].isin(finished)]
+    done, total = len(texts) - len(pending), len(texts)
+    context.progress(done, total, reused=reused)
+    if pending.empty:
         return
     encoder = load_encoder(config.encoder)
-    vectors: dict[str, np.ndarray] = {}
-    for start in range(0, total, CHUNK):
-        chunk = texts.iloc[start : start + CHUNK]
-        fresh = chunk[~chunk["text_hash"].isin(list(vectors))].drop_duplicates("text_hash")
-        vectors.update(zip(fresh["text_hash"], encoder.encode(fresh["text"].tolist()), strict=True))
-        rows = chunk[["question_id", "text_hash"]].assign(encoder=config.encoder, of=config.of)
-        context.emit("embedding", rows.assign(vector=[vectors[code] for code in chunk["text_hash"]]))
-        context.progress(start + len(chunk), total, reused=reused)
+    for _, block in pending.groupby("block"):
+        distinct = block.drop_duplicates("text_hash")
+        vectors = dict(zip(distinct["text_hash"], encoder.encode(distinct["text"].tolist()), strict=True))
+        rows = block[["question_id", "text_hash"]].assign(encoder=config.encoder, of=config.of)
+        rows["vector"] = [vectors[code] for code in block["text_hash"]]
+        save_part(context, ("embedding",), {"embedding": rows})
+        done += len(block)
+        context.progress(done, total, reused=reused)
+
+
+def cut(inputs: "Inputs", config: EmbedConfig, shards: int) -> list["Inputs"]:  # noqa: ARG001 - every cut takes them
+    """Inputs of at most so many runs, which give the rows of one; the first one reports what is reused."""
+    texts, reused = inputs["texts"], inputs["reused"]
+    parts = cut_rows(texts, _number_blocks(texts), shards)
+    return [{"texts": part, "reused": reused if place == 0 else reused * 0} for place, part in enumerate(parts)]
+
+
+def _number_blocks(texts: pd.DataFrame) -> "NDArray[np.int64]":
+    """Texts that are encoded together: `CHUNK` different ones, with all questions that read so."""
+    return number_blocks(texts["text_hash"], CHUNK)
 
 
 def fetch_texts(store: "Store", of: Of, method: str, tasks: Sequence[str] = ()) -> pd.DataFrame:

@@ -10,11 +10,12 @@ from metamoe_backend.config import DEFAULT_BASE, StageConfig, parse_config
 from metamoe_backend.errors import NotFoundError, UserError
 from metamoe_backend.jobs.context import RunContext
 from metamoe_backend.jobs.profile import read_profile
-from metamoe_backend.jobs.run_folder import RunFolder, create_run
-from metamoe_backend.jobs.supervisor import submit
+from metamoe_backend.jobs.run_folder import RunFolder, create_run, create_shards, list_runs
+from metamoe_backend.jobs.supervisor import submit, submit_shards
 from metamoe_backend.pipeline import STAGES
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.ingestion import ingest_run
+from metamoe_backend.workspace import Workspace
 
 OnProgress = Callable[[int, int], None]
 
@@ -26,7 +27,7 @@ def run_now(
 
     A mistake of the person (`UserError`) leaves no run and no row behind.
     """
-    run = _create(store, stage, values, by)
+    (run,) = _create(store, stage, values, by, cut=False)
     context = RunContext(run, on_progress=on_progress)
     context.start()
     try:
@@ -47,21 +48,44 @@ def launch(store: Store, stage: str, values: dict[str, Any], by: str, profile: s
     """Hand a stage to the local queue, or with a profile to Slurm, and return at once.
 
     The run goes on when this process ends. What Slurm does not take leaves no run behind (see `jobs.slurm.submit`).
+    With `shards` in the settings these are several runs, as many as the work can be cut into; returns the first of
+    them (see `run_folder.list_shards`).
     """
     if profile is not None:
         read_profile(store.workspace, profile)  # before anything is prepared
-    run = _create(store, stage, with_absolute_path(values, "source"), by)
-    submit(store.workspace, run, profile)
-    return run
+    runs = _create(store, stage, with_absolute_path(values, "source"), by, cut=True)
+    if len(runs) == 1:
+        submit(store.workspace, runs[0], profile)
+    else:
+        submit_shards(store.workspace, runs, profile)
+    return runs[0]
 
 
-def _create(store: Store, stage: str, values: dict[str, Any], by: str) -> RunFolder:
+def _create(store: Store, stage: str, values: dict[str, Any], by: str, cut: bool) -> list[RunFolder]:
     if stage not in STAGES:
         raise NotFoundError(f"There is no stage {stage!r} (there are: {', '.join(STAGES)}).")
     values = with_absolute_path(with_absolute_path(values, "base"), "pool")
     config: StageConfig = parse_config(STAGES[stage].config, values)
-    inputs = STAGES[stage].prepare(store, config)
-    return create_run(store.workspace, stage, run_name(stage, config), config.model_dump(mode="json"), by, inputs)
+    try:
+        inputs = STAGES[stage].prepare(store, config)
+    except NotFoundError as error:
+        raise NotFoundError(f"{error}{_name_what_is_made(store.workspace, stage)}") from None
+    cut_inputs, shards = STAGES[stage].cut, getattr(config, "shards", 1)
+    parts = cut_inputs(inputs, config, shards) if cut and cut_inputs is not None and shards > 1 else [inputs]
+    name, settings = run_name(stage, config), config.model_dump(mode="json")
+    if len(parts) == 1:
+        return [create_run(store.workspace, stage, name, settings, by, parts[0])]
+    return create_shards(store.workspace, stage, name, settings, by, parts)
+
+
+def _name_what_is_made(workspace: Workspace, stage: str) -> str:
+    """Says so where runs that make what `stage` reads have not ended: what is missing may be on its way."""
+    makers = {name for name, other in STAGES.items() if set(other.writes) & set(STAGES[stage].reads)}
+    statuses = [run.read_state() for run in list_runs(workspace)]
+    waiting = [each for each in statuses if each.state in ("queued", "running") and each.stage in makers]
+    if not waiting:
+        return ""
+    return f" Or wait: {len(waiting)} of the runs that make such rows have not ended ({waiting[0].run_id} …)."
 
 
 def with_absolute_path(values: dict[str, Any], field: str) -> dict[str, Any]:

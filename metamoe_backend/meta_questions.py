@@ -17,9 +17,12 @@ from metamoe_backend.config import MetaQuestionConfig
 from metamoe_backend.errors import ConfigError, NotFoundError, UnavailableError
 from metamoe_backend.masking import VERSION as MASKING_VERSION
 from metamoe_backend.masking import mask_question
+from metamoe_backend.shards import cut_rows, number_blocks
 
 if TYPE_CHECKING:
     import httpx
+    import numpy as np
+    from numpy.typing import NDArray
 
     from metamoe_backend.stage import Context, Inputs
     from metamoe_backend.store.connection import Store
@@ -88,24 +91,43 @@ def compute(inputs: "Inputs", config: MetaQuestionConfig, context: "Context") ->
     """Emit a meta_question row for each pending question; progress carries `reused`.
 
     A question to which the model answers nothing gets no row, and the log says how many did: the next run asks again.
-    Raises `UnavailableError` when the model or the server is not there.
+    What an earlier attempt of the same run built is not built again. Raises `UnavailableError` when the model or the
+    server is not there.
     """
-    questions = inputs["questions"]
+    from metamoe_backend.jobs.saved_parts import restore_parts, save_part
+
+    questions = inputs["questions"].assign(block=_number_blocks(inputs["questions"], config))
     reused = float(inputs["reused"]["reused"].iloc[0])
-    total, unanswered = len(questions), 0
-    context.progress(0, total, reused=reused)
-    if total:
-        build, batch_size = _open_builder(config)
-        for start in range(0, total, batch_size):
-            batch = questions.iloc[start : start + batch_size]
+    finished = restore_parts(context, ("meta_question",), ("question_id",))["question_id"]
+    pending = questions[~questions["question_id"].isin(finished)]
+    done, total, unanswered = len(questions) - len(pending), len(questions), 0
+    context.progress(done, total, reused=reused)
+    if len(pending):
+        build = _open_builder(config)
+        for _, batch in pending.groupby("block"):
             texts = build(batch["prompt"].tolist())
             rows = batch[["question_id", "source_hash"]].assign(method=config.method, text=texts)
             answered = rows[rows["text"] != ""]
             unanswered += len(rows) - len(answered)
-            context.emit("meta_question", answered)
-            context.progress(start + len(batch), total, reused=reused)
+            if len(answered):
+                save_part(context, ("meta_question",), {"meta_question": answered})
+            done += len(batch)
+            context.progress(done, total, reused=reused)
     if unanswered:
         context.log(f"{unanswered} of {total} questions got no answer from {config.model}; the next run asks again.")
+
+
+def cut(inputs: "Inputs", config: MetaQuestionConfig, shards: int) -> list["Inputs"]:
+    """Inputs of at most so many runs, which give the rows of one; the first one reports what is reused."""
+    questions, reused = inputs["questions"], inputs["reused"]
+    parts = cut_rows(questions, _number_blocks(questions, config), shards)
+    return [{"questions": part, "reused": reused if place == 0 else reused * 0} for place, part in enumerate(parts)]
+
+
+def _number_blocks(questions: pd.DataFrame, config: MetaQuestionConfig) -> "NDArray[np.int64]":
+    """Questions that are built together: a batch of the model's, or what a server is sent between two reports."""
+    size = _LOCAL_BATCH if config.base_url is None else _SERVER_BATCH
+    return number_blocks(questions["question_id"], _TEMPLATE_BATCH if config.method == "template" else size)
 
 
 def hash_source(prompt: str, config: MetaQuestionConfig) -> str:
@@ -128,13 +150,12 @@ def check_config(config: MetaQuestionConfig) -> None:
         raise ConfigError("model: name the model that builds, as its server or the hub calls it.")
 
 
-def _open_builder(config: MetaQuestionConfig) -> tuple[Build, int]:
-    """How to build, and how many questions at a time."""
+def _open_builder(config: MetaQuestionConfig) -> Build:
     if config.method == "template":
-        return lambda prompts: [mask_question(prompt) for prompt in prompts], _TEMPLATE_BATCH
+        return lambda prompts: [mask_question(prompt) for prompt in prompts]
     if config.base_url is not None:
-        return _open_server(config), _SERVER_BATCH
-    return _open_local_model(config), _LOCAL_BATCH
+        return _open_server(config)
+    return _open_local_model(config)
 
 
 def _make_request_text(prompt: str, config: MetaQuestionConfig) -> str:
@@ -161,7 +182,7 @@ def _open_local_model(config: MetaQuestionConfig) -> Build:
 
     from metamoe_backend.models.base import load_base
 
-    base = load_base(config.model)
+    base = load_base(config.model, config.device)
     model: Any = base.model
     tokenizer: Any = base.tokenizer
     tokenizer.padding_side = "left"

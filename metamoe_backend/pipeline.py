@@ -34,7 +34,12 @@ if TYPE_CHECKING:
 
 
 def _stage(
-    name: str, config: type[StageConfig], module: str, reads: tuple[str, ...], writes: tuple[str, ...]
+    name: str,
+    config: type[StageConfig],
+    module: str,
+    reads: tuple[str, ...],
+    writes: tuple[str, ...],
+    can_be_cut: bool = False,
 ) -> tuple[str, Stage]:
     def prepare(store: "Store", values: Any) -> Inputs:
         return import_module(f"metamoe_backend.{module}").prepare(store, values)
@@ -42,14 +47,17 @@ def _stage(
     def compute(inputs: Inputs, values: Any, context: Context) -> None:
         import_module(f"metamoe_backend.{module}").compute(inputs, values, context)
 
-    return name, Stage(name, config, reads, writes, prepare, compute)
+    def cut(inputs: Inputs, values: Any, shards: int) -> list[Inputs]:
+        return import_module(f"metamoe_backend.{module}").cut(inputs, values, shards)
+
+    return name, Stage(name, config, reads, writes, prepare, compute, cut if can_be_cut else None)
 
 
 STAGES: dict[str, Stage] = dict(
     [
         _stage("ingest", IngestConfig, "ingest.stage", ("a source",), ("task", "question", "rejected_row")),
-        _stage("meta-questions", MetaQuestionConfig, "meta_questions", ("question",), ("meta_question",)),
-        _stage("embed", EmbedConfig, "embed", ("question", "meta_question"), ("embedding",)),
+        _stage("meta-questions", MetaQuestionConfig, "meta_questions", ("question",), ("meta_question",), True),
+        _stage("embed", EmbedConfig, "embed", ("question", "meta_question"), ("embedding",), True),
         _stage("cluster", ClusterConfig, "mapping", ("embedding",), ("map", "map_point", "cluster")),
         _stage("suggest", SuggestConfig, "skills.suggest", ("embedding", "label"), ("suggestion",)),
         _stage("freeze", FreezeConfig, "skills.labelling", ("label", "suggestion"), ("labelling", "labelling_item")),
@@ -71,6 +79,7 @@ STAGES: dict[str, Stage] = dict(
             "evaluate.stage",
             ("system", "question"),
             ("prediction", "activation", "token_activation", "route", "system"),
+            True,
         ),
         _stage("force", ForceConfig, "evaluate.counterfactual", ("system", "question"), ("counterfactual",)),
     ]

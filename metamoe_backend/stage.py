@@ -54,3 +54,5 @@ class Stage:
     writes: tuple[str, ...]
     prepare: Callable[["Store", Any], Inputs]
     compute: Callable[[Inputs, Any, Context], None]
+    cut: Callable[[Inputs, Any, int], list[Inputs]] | None = None
+    """Inputs of at most so many shards, whose rows together are those of one run (see `shards`); None: not cut."""

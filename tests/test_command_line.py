@@ -77,8 +77,9 @@ def test_a_run_on_slurm_says_so(
         given_profiles.append(profile)
         raise Asked(stage, parse_config(STAGES[stage].config, values))
 
-    for name in ("experts", "results", "routing", "selection"):
+    for name in ("data", "experts", "results", "routing", "selection"):
         monkeypatch.setattr(import_module(f"metamoe_backend.verbs.{name}"), "launch", ask)
+    monkeypatch.setattr("metamoe_backend.verbs.data.run_now", lambda *asked: ask(*asked[:4]))
     config = next(config for name, config, _ in CASES if name == stage)
     run = create_run(Workspace(tmp_path / "ws").create(), stage, "a run", config, "ana", {})
     run.write_state(run.read_state_file().model_copy(update={"profile": "a100", "job": "12"}))
@@ -108,6 +109,7 @@ CASES: list[tuple[str, StageConfig, str]] = [
         """meta-questions --method llm --task a --task b --set 'prompt=Say it'"'"'s $HOME: {question}'""",
     ),
     ("embed", EmbedConfig(encoder="e5", of="meta-question"), "embed --encoder e5 --of meta-question"),
+    ("embed", EmbedConfig(device="cuda:1", shards=4), "embed --device cuda:1 --shards 4"),
     ("cluster", ClusterConfig(neighbours=30, min_dist=0.0), "cluster --neighbours 30 --set min_dist=0.0"),
     ("suggest", SuggestConfig(seed=3), "suggest --seed 3"),
     ("suggest", SuggestConfig(of="meta-question", method="llm"), "suggest --of meta-question --method llm"),

@@ -16,7 +16,7 @@ from metamoe_backend.jobs import slurm, supervisor
 from metamoe_backend.jobs.process import ProcessIdentity
 from metamoe_backend.jobs.profile import list_profiles, read_profile
 from metamoe_backend.jobs.records import StateFile
-from metamoe_backend.jobs.run_folder import RunFolder, create_run, list_runs
+from metamoe_backend.jobs.run_folder import RunFolder, create_run, create_shards, list_runs
 from metamoe_backend.jobs.supervisor import cancel, poll, request_stop, resume, retry, submit
 from metamoe_backend.workspace import Workspace
 from tests import fake_slurm
@@ -253,6 +253,67 @@ def test_what_slurm_does_not_queue_again_can_be_resumed(workspace: Workspace, cl
     assert (state(run), run.read_state().job, run.read_state().profile) == ("queued", "2", "long")
 
 
+# ---- shards are one array -----------------------------------------------------------------------------------------
+
+
+def submit_shards(workspace: Workspace, count: int, **config: Any) -> list[RunFolder]:
+    runs = create_shards(workspace, "count", "a test", config, "ana", [{}] * count)
+    supervisor.submit_shards(workspace, runs, "long")
+    return runs
+
+
+def start_task(cluster: Cluster, run: RunFolder, **environment: str) -> "subprocess.Popen[bytes]":
+    """Run the array's batch script as one of its tasks, which has a number of its own beside."""
+    array, _, task = str(run.read_state_file().job).partition("_")
+    cluster.say(run, "RUNNING")
+    script = Path((cluster.folder / f"{array}.script").read_text()).read_text()
+    numbers = {"SLURM_JOB_ID": "97", "SLURM_ARRAY_JOB_ID": array, "SLURM_ARRAY_TASK_ID": task}
+    with run.log_file.open("ab") as log:
+        return subprocess.Popen(["bash", "-c", script], env={**os.environ, **numbers, **environment}, stdout=log)
+
+
+def test_shards_are_submitted_as_one_array(workspace: Workspace, cluster: Cluster) -> None:
+    runs = submit_shards(workspace, 3)
+    assert [run.read_state_file() for run in runs] == [
+        StateFile(state="queued", profile="long", job=f"1_{task}") for task in (1, 2, 3)
+    ]
+    assert len(cluster.calls("sbatch")) == 1
+    script = Path((cluster.folder / "1.script").read_text()).read_text()
+    stem = str(runs[0].path).removesuffix("1of3")
+    assert "#SBATCH --array=1-3\n" in script and f"#SBATCH --output={stem}%aof3/log.txt\n" in script
+    for run in (runs[2], runs[0]):
+        assert start_task(cluster, run).wait() == 0
+        cluster.say(run, "COMPLETED")
+    assert [state(run) for run in runs] == ["finished", "queued", "finished"]
+    cluster.say(runs[1], "NODE_FAIL")
+    assert [state(run) for run in runs] == ["finished", "failed", "finished"]
+    resume(runs[1])
+    assert (state(runs[1]), runs[1].read_state().job) == ("queued", "2"), "by itself"
+    assert cluster.start(runs[1]).wait() == 0
+    assert {state(run) for run in runs} == {"finished"}
+
+
+def test_one_task_of_an_array_makes_room_and_goes_on(workspace: Workspace, cluster: Cluster, tmp_path: Path) -> None:
+    runs = submit_shards(workspace, 2, until=str(tmp_path / "go"), obey="after saving")
+    process = start_task(cluster, runs[1])
+    wait_for(lambda: runs[1].read_state().done == 3)
+    process.terminate()
+    assert process.wait() == 0
+    assert cluster.calls("scontrol") == ["scontrol requeue 1_2"] and state(runs[1]) == "queued"
+    (tmp_path / "go").touch()
+    assert start_task(cluster, runs[1], SLURM_RESTART_COUNT="1").wait() == 0
+    cancel(runs[0])
+    assert cluster.calls("scancel") == ["scancel 1_1"]
+    assert [state(run) for run in runs] == ["cancelled", "finished"]
+
+
+def test_an_array_that_slurm_refuses_leaves_nothing_behind(workspace: Workspace, cluster: Cluster) -> None:
+    (cluster.folder / "refuse").write_text("Batch job submission failed: Invalid account")
+    with pytest.raises(UnavailableError, match="Slurm refuses .*Invalid account"):
+        submit_shards(workspace, 3)
+    assert list_runs(workspace) == []
+
+
 # ---- what Slurm's words mean --------------------------------------------------------------------------------------
 
 
@@ -324,7 +385,7 @@ def test_one_call_asks_about_all_and_seldom(
     local = create_run(workspace, "count", "in place", {}, "ana", {})
     for _ in range(5):
         poll(workspace)
-    assert cluster.calls("squeue") == ["squeue --noheader --states=all --format=%i|%T|%r --jobs=1,2,3"]
+    assert cluster.calls("squeue") == ["squeue --noheader --array --states=all --format=%i|%T|%r --jobs=1,2,3"]
     old = time.time() - 13
     os.utime(workspace.runs / ".slurm-asked", (old, old))
     cancel(runs[1])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from metamoe_backend.jobs import slurm, supervisor
-from metamoe_backend.jobs.run_folder import RunFolder, create_run
+from metamoe_backend.jobs.run_folder import RunFolder, create_run, create_shards
 from metamoe_backend.jobs.supervisor import cancel, poll, request_stop, resume, submit
 from metamoe_backend.workspace import Workspace
 from tests.fake_jobs import WORKER_COMMAND, wait_for
@@ -137,6 +137,29 @@ def test_a_preempted_run_saves_and_goes_on(cluster: Cluster, workspace: Workspac
     (tmp_path / "go").touch()
     wait_until(run, "finished")
     assert run.read_state_file().attempt == 2 and state(urgent) == "finished"
+
+
+def test_shards_are_an_array_whose_tasks_end_and_go_on_by_themselves(
+    cluster: Cluster, workspace: Workspace, tmp_path: Path
+) -> None:
+    config = {"device": "auto", "until": str(tmp_path / "go"), "obey": "after saving"}
+    runs = create_shards(workspace, "count", "a test", config, "ana", [{}] * 2)
+    supervisor.submit_shards(workspace, runs, "gpu")
+    for run in runs:
+        wait_for(lambda run=run: run.read_state().done == 3)
+    array = str(job(runs[0])).partition("_")[0]
+    assert [job(run) for run in runs] == [f"{array}_1", f"{array}_2"]
+    assert [state(run) for run in runs] == ["running", "running"] and "set up here" in runs[1].read_log()
+    os.kill(runs[0].read_state().pid or 0, signal.SIGTERM)  # as Slurm does to make room: it is queued again
+    wait_for_attempt(runs[0], 2)
+    os.kill(runs[1].read_state().pid or 0, signal.SIGKILL)
+    wait_for(lambda: state(runs[1]) == "failed")
+    (tmp_path / "go").touch()
+    wait_until(runs[0], "finished")
+    resume(runs[1])
+    wait_until(runs[1], "finished")
+    assert cluster.ask("scontrol", "show", "job", str(job(runs[0]))).count("Restarts=1") == 1
+    assert [len(run.parts()) for run in runs] == [6, 3], "what the first handed over before it made room is kept"
 
 
 def test_a_killed_worker_is_written_down_and_resumed(cluster: Cluster, workspace: Workspace, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,8 @@ from metamoe_backend.evaluate.batches import BatchBudget, find_batch_tokens
 from metamoe_backend.evaluate.programs import check_code_questions
 from metamoe_backend.evaluate.prompts import draw_shots, encode_prompt
 from metamoe_backend.evaluate.sandbox import describe_sandbox
-from metamoe_backend.evaluate.saved_parts import restore_parts, save_part
+from metamoe_backend.jobs.saved_parts import restore_parts, save_part
+from metamoe_backend.shards import deal_out
 from metamoe_backend.stage import NOTE, Context, Inputs
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
 
 BASE_SYSTEM = "base"
 PART_QUESTIONS = 256
-"""Questions answered between two parts: what a kill can cost."""
+"""Questions of a task answered between two parts: what a kill can cost, and what shards are dealt."""
+_PARTS_FEED = ("activation", "token_activation", "route", "prediction")
 _EVALUATED = ["system", "system_hash", "question_id", "regime", "n_shot", "prompt_hash", "dtype"]
 """Two answers equal in these need not both be computed."""
 
@@ -155,8 +158,11 @@ def compute(inputs: Inputs, config: EvaluateConfig, context: Context) -> None:
         context.log(f"{NOTE}Left out: {reason}")
     if "way" not in questions:  # handed over before there were ways
         questions = questions.assign(way=questions["regime"])
-    done = restore_parts(context)
-    tally = _Tally(context, total=len(systems) * len(questions))
+    questions = questions.assign(block=_number_blocks(questions))
+    own = {name: _choose_own(questions, name, inputs.get("work")) for name in systems["system"]}
+    systems = systems[systems["system"].map(lambda name: len(own[name]) > 0)]
+    done = restore_parts(context, _PARTS_FEED, ("system", "question_id"))
+    tally = _Tally(context, total=sum(map(len, own.values())))
     context.progress(0, tally.total)
     for base, rows in systems.groupby("base", sort=False):
         loaded = load_base(str(base), config.device, config.dtype)
@@ -166,10 +172,48 @@ def compute(inputs: Inputs, config: EvaluateConfig, context: Context) -> None:
             row: dict[str, Any] = {str(name): value for name, value in values.items()}
             if row["kind"] == "base":
                 row = _record_base(row, loaded, context)
-            pending = _find_pending(asked, row, inputs["evaluated"], done, loaded.dtype, config.n_shot)
-            tally.skip(len(questions) - len(pending))
+            mine = asked.loc[own[row["system"]]]
+            pending = _find_pending(mine, row, inputs["evaluated"], done, loaded.dtype, config.n_shot)
+            tally.skip(len(mine) - len(pending))
             if len(pending):
                 _evaluate_system(loaded, row, asked, pending, config, tally, budget)
+
+
+def cut(inputs: Inputs, config: EvaluateConfig, shards: int) -> list[Inputs]:
+    """Inputs of at most so many runs, which give the rows of one. `work` says what is each one's: system, task, block.
+
+    All questions go to all of them: a task's token sample and stop texts are the same however it is cut. Blocks are
+    dealt out system by system and task by task, so that each run gets as many questions, and as many of each system
+    and task: these differ most in what an answer costs.
+    """
+    systems, questions = inputs["systems"], inputs["questions"].assign(block=_number_blocks(inputs["questions"]))
+    nothing = pd.DataFrame(columns=["system", "question_id"], dtype=object)
+    found = []
+    for values in systems.to_dict("records"):
+        row = {str(name): value for name, value in values.items()}
+        new = _find_pending(questions, row, inputs["evaluated"], nothing, config.dtype, config.n_shot)
+        marked = questions.assign(new=questions.index.isin(new.index), system=row["system"])
+        found.append(marked.groupby(["system", "task", "block"], sort=False)["new"].sum().reset_index())
+    work = pd.concat(found, ignore_index=True)
+    shards = min(shards, len(work))
+    owners = deal_out(work["new"].tolist(), shards, [work["system"].tolist(), work["task"].tolist()])
+    columns = ["system", "task", "block"]
+    parts = [work.loc[[owner == shard for owner in owners], columns] for shard in range(shards)]
+    return [inputs | {"work": part.reset_index(drop=True)} for part in parts if len(part)]
+
+
+def _number_blocks(questions: pd.DataFrame) -> pd.Series:
+    """Questions of a task that are answered together, in batches of which no other question is part."""
+    return questions.groupby("task").cumcount() // PART_QUESTIONS
+
+
+def _choose_own(questions: pd.DataFrame, system: str, work: pd.DataFrame | None) -> pd.Index:
+    """The questions that this run lets a system answer: all, or those of its shard."""
+    if work is None:
+        return questions.index
+    columns = ["task", "block"]
+    mine = pd.MultiIndex.from_frame(work.loc[work["system"] == system, columns])
+    return questions.index[pd.MultiIndex.from_frame(questions[columns]).isin(mine)]
 
 
 def _record_base(row: dict[str, Any], loaded: "LoadedBase", context: Context) -> dict[str, Any]:
@@ -213,18 +257,17 @@ def _evaluate_system(
     with open_system(loaded, row, context.workspace_root) as system:
         longest = max(config.max_new_tokens, EXPLAINED_TOKENS) if config.explained else config.max_new_tokens
         answerer = Answerer(system, loaded.tokenizer, budget, longest, config.max_program_tokens, config.chat)
-        routes = compute_routes(system, pending, row["system"])
+        # Block by block, as all else: what an encoder gives depends a little on what it reads beside.
+        parts = [(part, compute_routes(system, part, row["system"])) for part in _list_blocks(pending)]
         record = config.activations and row["kind"] == "moe"
-        for task, positions in pending.reset_index(drop=True).groupby("task", sort=False).indices.items():
+        for task, of_task in groupby(parts, lambda each: each[0]["task"].iloc[0]):
             everything = questions[questions["task"] == task]
             sampled = draw_token_sample(everything["question_id"], config.token_sample, config.seed) if record else None
             if everything["regime"].iloc[0] == "code":
                 _warn_of_long_programs(answerer, everything, context)
             stop_texts = find_stop_texts(everything)
-            right, problems = 0.0, Problems()
-            for start in range(0, len(positions), PART_QUESTIONS):
-                places = positions[start : start + PART_QUESTIONS]
-                part, part_routes = pending.iloc[places], None if routes is None else routes[places]
+            right, asked, problems = 0.0, 0, Problems()
+            for part, part_routes in of_task:
                 if part["regime"].iloc[0] == "choices":
                     answers, gates = answer_choices(answerer, part, part_routes, sampled, tally.add)
                 else:
@@ -236,10 +279,18 @@ def _evaluate_system(
                     kept = part["question_id"].isin(answers["question_id"]).to_numpy()
                     frames["route"] = make_route_rows(part["question_id"][kept], system.route_names, part_routes[kept])
                 if len(answers):
-                    save_part(context, {table: frame.assign(system=row["system"]) for table, frame in frames.items()})
-            context.log(f"{row['system']} on {task}: {right:.0f} of {len(positions)} correct")
+                    named = {table: frame.assign(system=row["system"]) for table, frame in frames.items()}
+                    save_part(context, _PARTS_FEED, named)
+                asked += len(part)
+            context.log(f"{row['system']} on {task}: {right:.0f} of {asked} correct")
             for sentence in problems.describe(row["system"], str(task)):
                 context.log(f"{NOTE}{sentence}")
+
+
+def _list_blocks(questions: pd.DataFrame) -> list[pd.DataFrame]:
+    """Blocks of questions, task after task in order of their first question."""
+    tasks = [rows for _, rows in questions.groupby("task", sort=False)]
+    return [block for rows in tasks for _, block in rows.groupby("block")]
 
 
 def _warn_of_long_programs(answerer: Answerer, questions: pd.DataFrame, context: Context) -> None:

@@ -26,13 +26,14 @@ class _Verb:
     """Settings that are said even if they are the default: the command's own default is another."""
 
 
-ON_SLURM = ("train", "sequence", "moe", "evaluate", "select", "force")
+ON_SLURM = ("meta-questions", "embed", "train", "sequence", "moe", "evaluate", "select", "force")
 """Stages whose verbs take --on PROFILE."""
 
 _TASKS: dict[str, tuple[str, Style]] = {"tasks": ("--task", "repeated")}
 _VECTORS: dict[str, tuple[str, Style]] = {
     "encoder": ("--encoder", "value"), "of": ("--of", "value"), "method": ("--method", "value"),
 }  # fmt: skip
+_SHARDS: dict[str, tuple[str, Style]] = {"device": ("--device", "value"), "shards": ("--shards", "value")}
 _TRAINING: dict[str, tuple[str, Style]] = {
     "plan": ("--plan", "value"), "tasks": ("--task", "list"), "data": ("--data", "value"),
     "base": ("--base", "value"), "optim.steps": ("--steps", "value"),
@@ -46,8 +47,9 @@ _VERBS = {
     }),
     "meta-questions": _Verb(("meta-questions",), {
         "method": ("--method", "value"), "model": ("--model", "value"), "base_url": ("--base-url", "value"), **_TASKS,
+        **_SHARDS,
     }),
-    "embed": _Verb(("embed",), {**_VECTORS, **_TASKS}),
+    "embed": _Verb(("embed",), {**_VECTORS, **_TASKS, **_SHARDS}),
     "cluster": _Verb(("cluster",), {
         **_VECTORS, "min_cluster_size": ("--min-cluster-size", "value"), "neighbours": ("--neighbours", "value"),
         "seed": ("--seed", "value"), **_TASKS,
@@ -79,7 +81,7 @@ _VERBS = {
     }, always=("plan", "experts")),
     "evaluate": _Verb(("evaluate",), {
         "systems": ("--system", "list"), "tasks": ("--task", "list"), "split": ("--split", "value"),
-        "limit": ("--limit", "value"), "n_shot": ("--n-shot", "value"), "device": ("--device", "value"),
+        "limit": ("--limit", "value"), "n_shot": ("--n-shot", "value"), **_SHARDS,
     }, always=("systems", "tasks")),
     "force": _Verb(("force",), {
         "system": ("--system", "value"), "questions": ("--question", "list"), "device": ("--device", "value"),

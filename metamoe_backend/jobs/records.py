@@ -16,6 +16,15 @@ Timestamp = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, lt=2**62)]
 
 
+class Shard(BaseModel):
+    """Which part of a stage's work a run does."""
+
+    model_config = ConfigDict(frozen=True)
+
+    index: Annotated[int, Field(ge=1)]
+    of: Annotated[int, Field(ge=1)]
+
+
 class RunSpec(BaseModel):
     """spec.json: what was asked for; written once."""
 
@@ -27,6 +36,8 @@ class RunSpec(BaseModel):
     created_at: NaiveDatetime
     cwd: str
     """Where relative paths of the config start: the folder the person stood in."""
+    shard: Shard | None = None
+    """None: the run does all of it."""
 
 
 class StateFile(BaseModel):

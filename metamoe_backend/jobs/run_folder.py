@@ -23,7 +23,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -43,6 +43,7 @@ from metamoe_backend.jobs.records import (
     ProgressLine,
     Request,
     RunSpec,
+    Shard,
     StateFile,
     Told,
 )
@@ -99,6 +100,8 @@ class RunStatus:
     """False: it runs, but has given no sign of life for `STALE_AFTER_S`."""
     stopping: str | None = None
     """stop or cancel, while a running worker has been asked to."""
+    shard: Shard | None = None
+    """Which part of the work it does; None: all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +227,7 @@ class RunFolder:
             place=state.place,
             profile=state.profile,
             job=state.job,
+            shard=spec.shard,
             waits_for=state.waits_for,
         )
         if status.state == "queued":
@@ -443,12 +447,16 @@ def create_run(
     config: StageConfig | dict[str, Any],
     by: str,
     inputs: "Mapping[str, pd.DataFrame]",
+    run_id: str | None = None,
+    shard: Shard | None = None,
 ) -> RunFolder:
     """A new queued run, whole or not at all. It is in nobody's queue yet: submit it, or run it in place."""
     now = utc_now()
-    run_id = make_run_id(stage, now)
+    run_id = run_id or make_run_id(stage, now) + (name_shard(shard) if shard else "")
     values = config.model_dump(mode="json") if isinstance(config, StageConfig) else config
-    spec = RunSpec(run_id=run_id, stage=stage, name=name, config=values, by=by, created_at=now, cwd=str(Path.cwd()))
+    spec = RunSpec(
+        run_id=run_id, stage=stage, name=name, config=values, by=by, created_at=now, cwd=str(Path.cwd()), shard=shard
+    )
     if bad := [key for key in inputs if not re.match(NAME_PATTERN, key)]:
         raise ValueError(f"inputs {bad} cannot be file names")
     workspace.runs.mkdir(parents=True, exist_ok=True)
@@ -468,12 +476,51 @@ def create_run(
     return RunFolder(workspace.runs / run_id)
 
 
+def create_shards(
+    workspace: Workspace,
+    stage: str,
+    name: str,
+    config: StageConfig | dict[str, Any],
+    by: str,
+    inputs: "Sequence[Mapping[str, pd.DataFrame]]",
+) -> list[RunFolder]:
+    """New queued runs that share a stage's work, one for each of `inputs`: all of them or none.
+
+    Their ids are equal up to the end: ….1of3, ….2of3, ….3of3.
+    """
+    first, runs = make_run_id(stage, utc_now()), list[RunFolder]()
+    try:
+        for index, own in enumerate(inputs, 1):
+            shard = Shard(index=index, of=len(inputs))
+            runs.append(create_run(workspace, stage, name, config, by, own, first + name_shard(shard), shard))
+    except BaseException:
+        for run in runs:
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
+    return runs
+
+
 def list_runs(workspace: Workspace) -> list[RunFolder]:
     """All runs of a workspace, newest first."""
     if not workspace.runs.is_dir():
         return []
     folders = [path for path in workspace.runs.iterdir() if not path.name.startswith(".") and path.is_dir()]
     return [RunFolder(path) for path in sorted(folders, reverse=True)]
+
+
+def name_shard(shard: Shard) -> str:
+    """How the id of a shard ends."""
+    return f".{shard.index}of{shard.of}"
+
+
+def list_shards(run: RunFolder) -> list[RunFolder]:
+    """All runs that were cut out of the same work, in order; the run alone where it does all of it."""
+    shard = run.read_spec().shard
+    if shard is None:
+        return [run]
+    first = run.run_id.removesuffix(name_shard(shard))
+    ids = [first + name_shard(Shard(index=index, of=shard.of)) for index in range(1, shard.of + 1)]
+    return [RunFolder(run.path.parent / run_id) for run_id in ids if (run.path.parent / run_id).is_dir()]
 
 
 def queue_lock(workspace: Workspace) -> Path:
@@ -487,15 +534,21 @@ def find_run(workspace: Workspace, run_id: str) -> RunFolder:
 
 
 def match_runs(workspace: Workspace, part: str) -> list[RunFolder]:
-    """The run whose id is, or holds, `part`. Raises `NotFoundError` where none does, `ConfigError` where several do."""
+    """The run whose id is, or holds, `part`; several where these are the shards of one work.
+
+    Raises `NotFoundError` where no id does, `ConfigError` where others do, too.
+    """
     there = list_runs(workspace)
     matches = [run for run in there if run.run_id == part] or [run for run in there if part and part in run.run_id]
     if not matches:
         raise NotFoundError(f"No run has {part!r} in its id in workspace {workspace.name}; `jobs` lists the runs.")
-    if len(matches) > 1:
-        some = ", ".join(run.run_id for run in matches[:3])
-        raise ConfigError(f"{part!r} is part of {len(matches)} run ids ({some} …); write more of the id.")
-    return matches
+    if len(matches) == 1:
+        return matches
+    shards = list_shards(matches[0])
+    if set(shards) == set(matches):
+        return shards
+    some = ", ".join(run.run_id for run in matches[:3])
+    raise ConfigError(f"{part!r} is part of {len(matches)} run ids ({some} …); write more of the id.")
 
 
 def reason_of_death(exit_code: int | None) -> str:

@@ -59,8 +59,24 @@ def submit(run: RunFolder, state: StateFile, worker_command: Sequence[str]) -> N
     profile = read_profile(run.workspace, name)
     device = choose_device(spec.config, profile, name)
     words = [*worker_command, str(run.path.resolve()), "--device", device, "--requeues", str(profile.requeues)]
-    cwd = Path(spec.cwd) if Path(spec.cwd).is_dir() else run.path.resolve()
-    run.write_state(state.model_copy(update={"job": _submit_command(run, profile, words, cwd, device)}))
+    job = _submit_command(run, profile, f"exec {shlex.join(words)}", device)
+    run.write_state(state.model_copy(update={"job": job}))
+
+
+def submit_array(runs: Sequence[RunFolder], name: str, worker_command: Sequence[str]) -> None:
+    """Hand all shards of one work to Slurm as one array whose tasks are numbered as the shards are. See `submit`."""
+    first = runs[0]
+    profile = read_profile(first.workspace, name)
+    device = choose_device(first.read_spec().config, profile, name)
+    stem = str(first.path.resolve()).removesuffix(f"1of{len(runs)}")
+    own_folder = f'{shlex.quote(stem)}"$SLURM_ARRAY_TASK_ID"of{len(runs)}'
+    options = shlex.join(["--device", device, "--requeues", str(profile.requeues)])
+    command = f"exec {shlex.join(worker_command)} {own_folder} {options}"
+    array = {"array": f"1-{len(runs)}", "output": f"{stem}%aof{len(runs)}/log.txt"}
+    job = _submit_command(first, profile, command, device, array)
+    for index, run in enumerate(runs, 1):
+        state = run.read_state_file()
+        run.write_state(state.model_copy(update={"profile": name, "job": f"{job}_{index}"}))
 
 
 def poll(workspace: Workspace, statuses: Sequence[RunStatus]) -> set[str]:
@@ -107,7 +123,8 @@ def requeue() -> None:
     Slurm ends this process on the way. Raises `UnavailableError` when it refuses, and for a job that it is ending
     already: one that somebody cancelled would be queued again, too.
     """
-    job = os.environ["SLURM_JOB_ID"]
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")  # squeue calls a task of one by both numbers
+    job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
     word = _ask_about([job]).get(job, Answer("forgotten")).word
     if word != "RUNNING":
         raise UnavailableError(
@@ -137,8 +154,13 @@ def choose_device(config: Mapping[str, Any], profile: Profile, name: str) -> str
 # ---- asking Slurm -------------------------------------------------------------------------------------------------
 
 
-def _submit_command(run: RunFolder, profile: Profile, words: Sequence[str], cwd: Path, device: str) -> str:
-    """A job that runs the command; returns its id. submitit writes the batch script and keeps it in RUN/slurm/."""
+def _submit_command(
+    run: RunFolder, profile: Profile, command: str, device: str, others: Mapping[str, str] | None = None
+) -> str:
+    """A job that runs the command of a shell; returns its id. `others`: what else sbatch is asked for.
+
+    submitit writes the batch script and keeps it in RUN/slurm/.
+    """
     from submitit.core.utils import FailedJobError, FailedSubmissionError
     from submitit.slurm.slurm import SlurmExecutor
 
@@ -146,6 +168,7 @@ def _submit_command(run: RunFolder, profile: Profile, words: Sequence[str], cwd:
         raise UnavailableError(
             "There is no Slurm on this computer (sbatch is not found); start the run here, or go to a login node."
         )
+    cwd = Path(run.read_spec().cwd)
     folder, log = run.path.resolve() / "slurm", str(run.path.resolve() / "log.txt")
     folder.mkdir(exist_ok=True)
     executor = SlurmExecutor(folder)
@@ -168,13 +191,14 @@ def _submit_command(run: RunFolder, profile: Profile, words: Sequence[str], cwd:
         ],
         # B: the signal goes to the worker alone, not to the programs it has started.
         additional_parameters={
-            "output": log, "chdir": str(cwd), "requeue": True, "signal": f"B:USR2@{profile.save_s}",
+            "output": log, "chdir": str(cwd if cwd.is_dir() else run.path.resolve()), "requeue": True,
+            "signal": f"B:USR2@{profile.save_s}", **(others or {}),
         },
     )  # fmt: skip
     try:
         # Not `submit`: that pickles a function, and its results never pass through the run folder.
         # exec: the batch script becomes the worker.
-        return str(executor._submit_command(f"exec {shlex.join(words)}").job_id)
+        return str(executor._submit_command(command).job_id)
     except (FailedJobError, FailedSubmissionError) as error:
         raise UnavailableError(_refusal("sbatch", str(error))) from None
 
@@ -182,7 +206,8 @@ def _submit_command(run: RunFolder, profile: Profile, words: Sequence[str], cwd:
 def _ask_about(jobs: Sequence[str]) -> dict[str, Answer]:
     """Slurm's answer for each job it knows; of jobs it has forgotten, what its accounting says, where there is one."""
     try:
-        lines = _call("squeue", "--noheader", "--states=all", "--format=%i|%T|%r", f"--jobs={','.join(jobs)}")
+        about = ("--array", "--states=all", "--format=%i|%T|%r", f"--jobs={','.join(jobs)}")
+        lines = _call("squeue", "--noheader", *about)  # --array: a line a task, also of those that wait
     except UnavailableError as error:
         if "Invalid job id" not in str(error):  # the only one asked for is forgotten
             raise
@@ -192,7 +217,7 @@ def _ask_about(jobs: Sequence[str]) -> dict[str, Answer]:
     forgotten = [job for job in jobs if job not in answers]
     if forgotten and shutil.which("sacct") is not None:
         try:
-            kept = _call("sacct", "-nPX", "--format=JobIDRaw,State", f"--jobs={','.join(forgotten)}")
+            kept = _call("sacct", "-nPX", "--format=JobID,State", f"--jobs={','.join(forgotten)}")
         except UnavailableError:
             kept = ""  # no accounting on this cluster: that it is forgotten is all there is to know
         pairs = (line.partition("|") for line in kept.splitlines())

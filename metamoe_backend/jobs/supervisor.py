@@ -83,6 +83,24 @@ def submit(workspace: Workspace, run: RunFolder, profile: str | None = None) -> 
         _ensure_supervisor(workspace)
 
 
+def submit_shards(workspace: Workspace, runs: Sequence[RunFolder], profile: str | None = None) -> None:
+    """Put new runs that share a stage's work (`run_folder.create_shards`) at the end of the queue; see `submit`.
+
+    Here each takes a device as one comes free. With a profile they are one array of Slurm's.
+    """
+    if profile is None:
+        for run in runs:
+            submit(workspace, run)
+        return
+    with locked(queue_lock(workspace)):
+        try:
+            slurm.submit_array(runs, profile, WORKER_COMMAND)
+        except UserError:
+            for run in runs:
+                shutil.rmtree(run.path)
+            raise
+
+
 def poll(workspace: Workspace, seen: Seen | None = None) -> list[RunStatus]:
     """How all runs stand, newest first. Starts a supervisor where work waits and none is there (it was killed).
 
@@ -159,7 +177,7 @@ def cancel(run: RunFolder) -> None:
 def retry(run: RunFolder) -> RunFolder:
     """The same run once more, from the beginning, in a folder of its own."""
     spec = run.read_spec()
-    again = create_run(run.workspace, spec.stage, spec.name, spec.config, spec.by, run.read_inputs())
+    again = create_run(run.workspace, spec.stage, spec.name, spec.config, spec.by, run.read_inputs(), shard=spec.shard)
     submit(run.workspace, again, run.read_state_file().profile)
     return again
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from metamoe_backend.errors import BusyError, ConfigError, InputError, MetaMoEError, NotFoundError
-from metamoe_backend.jobs.run_folder import RunFolder
+from metamoe_backend.jobs.run_folder import RunFolder, list_shards
 from metamoe_backend.jobs.supervisor import poll
 from metamoe_backend.store.connection import Store
 from metamoe_backend.workspace import Workspace, find_workspace
@@ -93,27 +93,43 @@ def rows_of(frame: pd.DataFrame) -> list[Result]:
 
 
 def count_emitted(run: RunFolder, table: str) -> int:
-    """Rows of a table that a run handed over."""
-    manifest = run.read_manifest()
-    return sum(int(part["rows"]) for part in manifest["parts"] if part["target"] == table) if manifest else 0
+    """Rows of a table that a run and its other shards handed over."""
+    manifests = [manifest for each in list_shards(run) if (manifest := each.read_manifest())]
+    parts = [part for manifest in manifests for part in manifest["parts"]]
+    return sum(int(part["rows"]) for part in parts if part["target"] == table)
+
+
+def count_reused(run: RunFolder) -> int:
+    """Rows that a run and its other shards found made already."""
+    return int(sum(each.read_state().metrics.get("reused", 0) for each in list_shards(run)))
 
 
 def wait_for(run: RunFolder) -> None:
-    """Wait until a run has ended, showing its progress; raises `MetaMoEError` with its reason when it failed.
+    """Wait until a run and its other shards have ended, showing how far they are.
 
-    The workspace is not held meanwhile: the worker does not need the database, and a person may want it.
+    Raises `MetaMoEError` with the reason when one failed. The workspace is not held meanwhile: the workers do not need
+    the database, and a person may want it.
     """
-    shown = -1
-    while (status := run.read_state()).state in ("queued", "running"):
-        if status.state == "queued" or status.job is not None:
+    runs, shown = list_shards(run), ""
+    while True:
+        statuses = [each.read_state() for each in runs]
+        active = [status for status in statuses if status.state in ("queued", "running")]
+        if not active:
+            break
+        if any(status.state == "queued" or status.job is not None for status in active):
             poll(run.workspace)  # starts a supervisor where the last one was killed; asks Slurm
-        if status.done != shown and status.total:
-            shown = status.done
-            eta = "" if status.eta_s is None else f", {status.eta_s:.0f} s left"
-            say(f"{run.read_spec().stage} {run.read_spec().name}: {status.done}/{status.total}{eta}")
+        done = f"{sum(status.done for status in statuses)}/{sum(status.total for status in statuses)}"
+        if done not in (shown, "0/0"):
+            shown = done
+            left_s = [status.eta_s for status in active if status.eta_s is not None]
+            eta = f", {max(left_s):.0f} s left" if left_s and len(left_s) == len(active) else ""
+            shards = f", {len(active)} of {len(runs)} shards not done" if len(runs) > 1 else ""
+            say(f"{run.read_spec().stage} {run.read_spec().name}: {done}{eta}{shards}")
         time.sleep(1.0)
-    if status.state == "failed":
-        raise MetaMoEError(f"Run {run.run_id} failed: {status.error}")
+    failed = [status for status in statuses if status.state == "failed"]
+    if failed:
+        others = f" {len(failed)} of {len(runs)} shards failed; `jobs resume RUN` lets one go on." if runs[1:] else ""
+        raise MetaMoEError(f"Run {failed[0].run_id} failed: {failed[0].error}{others}")
 
 
 def take_in(options: argparse.Namespace) -> None:

@@ -5,10 +5,12 @@ import argparse
 import pandas as pd
 
 from metamoe_backend.config import IngestConfig
-from metamoe_backend.launch import run_now
+from metamoe_backend.jobs.run_folder import RunFolder
+from metamoe_backend.launch import launch, run_now
 from metamoe_backend.verbs.common import (
     Result,
     count_emitted,
+    count_reused,
     given,
     merge_settings,
     open_store,
@@ -16,6 +18,8 @@ from metamoe_backend.verbs.common import (
     rows_of,
     say,
     show_progress,
+    take_in,
+    wait_for,
     write_csv,
 )
 
@@ -53,29 +57,33 @@ def run_ingest(options: argparse.Namespace) -> Result:
 
 
 def run_meta_questions(options: argparse.Namespace) -> Result:
-    values = given(options, "method", "model", "base_url") | {"tasks": options.task}
-    with open_store(options) as store:
-        run = run_now(store, "meta-questions", merge_settings(values, options.set), options.by, show_progress)
-        result = {
-            "built": count_emitted(run, "meta_question"),
-            "reused": int(run.read_state().metrics.get("reused", 0)),
-        }
+    values = given(options, "method", "model", "base_url", "device", "shards") | {"tasks": options.task}
+    run = _run_here_or_launch(options, "meta-questions", merge_settings(values, options.set))
+    result = {"built": count_emitted(run, "meta_question"), "reused": count_reused(run)}
     say("{built} meta-questions built, {reused} reused.".format(**result))
     return result
 
 
-def run_embed(options: argparse.Namespace) -> Result:
-    values = given(options, "encoder", "of", "method") | {"tasks": options.task}
+def _run_here_or_launch(options: argparse.Namespace, stage: str, values: Result) -> RunFolder:
+    """Run a stage in this process, or as a job (as several) where a person asks for a device, shards or Slurm."""
+    if options.on is None and not {"device", "shards"} & set(values):
+        with open_store(options) as store:
+            return run_now(store, stage, values, options.by, show_progress)
     with open_store(options) as store:
-        run = run_now(store, "embed", values, options.by, show_progress)
+        run = launch(store, stage, values, options.by, options.on)
+    wait_for(run)
+    take_in(options)
+    return run
+
+
+def run_embed(options: argparse.Namespace) -> Result:
+    values = given(options, "encoder", "of", "method", "device", "shards") | {"tasks": options.task}
+    run = _run_here_or_launch(options, "embed", values)
+    with open_store(options) as store:
         dim = store.value(
             "SELECT max(len(vector)) FROM embedding WHERE encoder = ? AND of = ?", [options.encoder, options.of]
         )
-        result = {
-            "embedded": count_emitted(run, "embedding"),
-            "reused": int(run.read_state().metrics.get("reused", 0)),
-            "dim": dim,
-        }
+    result = {"embedded": count_emitted(run, "embedding"), "reused": count_reused(run), "dim": dim}
     say("{embedded} embedded, {reused} reused, {dim} dimensions.".format(**result))
     return result
 

@@ -66,7 +66,7 @@ def _describe(status: RunStatus) -> dict[str, str]:
         "run": status.run_id,
         "state": state,
         "stage": status.stage or "?",
-        "name": status.name,
+        "name": f"{status.name}, shard {status.shard.index} of {status.shard.of}" if status.shard else status.name,
         "where": on_slurm or status.device or "-",
         "progress": f"{status.done}/{status.total}" if status.total else "-",
         "left": _duration(status.eta_s) if status.state == "running" else "-",
@@ -92,6 +92,7 @@ def _write_out(status: RunStatus) -> Result:
         **numbers,
         **{name: None if at is None else at.isoformat() for name, at in times.items()},
         "error": status.error,
+        "shard": None if status.shard is None else status.shard.model_dump(),
     }
 
 

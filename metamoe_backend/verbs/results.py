@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from metamoe_backend.errors import ConfigError, InputError, NotFoundError
+from metamoe_backend.jobs.run_folder import list_shards
 from metamoe_backend.launch import launch
 from metamoe_backend.stage import NOTE
 from metamoe_backend.store.connection import Store
@@ -26,14 +27,17 @@ from metamoe_backend.verbs.common import (
 
 
 def run_evaluate(options: argparse.Namespace) -> Result:
-    values = given(options, "split", "limit", "n_shot", "device") | {"systems": options.system, "tasks": options.task}
+    values = given(options, "split", "limit", "n_shot", "device", "shards") | {
+        "systems": options.system,
+        "tasks": options.task,
+    }
     with open_store(options) as store:
         run = launch(store, "evaluate", merge_settings(values, options.set), options.by, options.on)
     wait_for(run)
     take_in(options)
-    for line in run.read_log().splitlines():
-        if NOTE in line:
-            say(line)
+    notes = [line for shard in list_shards(run) for line in shard.read_log().splitlines() if NOTE in line]
+    for note in dict.fromkeys(line.partition(NOTE)[2] for line in notes):
+        say(f"{NOTE}{note}")
     if not options.json:
         _print_accuracy(options)
     return {"run_id": run.run_id, "rows": count_emitted(run, "prediction")}

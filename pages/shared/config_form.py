@@ -72,7 +72,7 @@ def field_labels() -> dict[str, str]:
         "data": _("Data selection"), "order": _("Learnt in this order"), "replay": _("Replayed, share of earlier questions"),
         "method": _("What is trained"), "blocks": _("New blocks"), "four_bit": _("Base model in 4 bits (QLoRA)"),
         "gradient_checkpointing": _("Gradient checkpointing"), "processes": _("GPUs together"), "report_to": _("Report to"),
-        "source": _("Source"), "trained_on": _("Trained on"), "kind": _("Kind"),
+        "shards": _("Shards"), "source": _("Source"), "trained_on": _("Trained on"), "kind": _("Kind"),
         "budget": _("Rows to choose"), "tau": _("Alike above τ"), "consider": _("Rows compared, at least"),
         "guard": _("Guarded questions"), "leak_ngrams": _("Leak: share of word sequences"),
         "leak_similarity": _("Leak: cosine"), "keep_good": _("Keep good rows"),
