@@ -78,6 +78,12 @@ def split_query(query: str) -> dict[str, str]:
     return {"passage": passage, "question": question.removesuffix("?")}
 
 
+def make_own_prompt(query: str) -> str:
+    """The prompt that our import makes of a row's `query`."""
+    fields = split_query(query)
+    return f"{fields['passage']}\nQuestion: {fields['question']}?" if fields["passage"] else fields["question"]
+
+
 def call_harness(python: str, folder: Path, names: list[str], model: str, *more: str) -> None:
     """One command of the harness without a network; its last words are shown when it fails."""
     command = [
@@ -94,12 +100,14 @@ def run_harness(python: str, folder: Path, model: Path, names: list[str]) -> dic
     """The harness's samples per set, in the order of the items."""
     out = folder / "out"
     call_harness(python, folder, names, f"pretrained={model},dtype=float32", "--output_path", str(out), "--log_samples")
-    found = {}
-    for name in names:
-        (path,) = out.rglob(f"samples_parity_{name}_*.jsonl")
-        samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        found[name] = sorted(samples, key=lambda sample: sample["doc_id"])
-    return found
+    return {name: read_samples(out, name) for name in names}
+
+
+def read_samples(out: Path, name: str) -> list[dict[str, Any]]:
+    """The samples of one set that a command of the harness logged, in the order of the items."""
+    (path,) = out.rglob(f"samples_parity_{name}_*.jsonl")
+    samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return sorted(samples, key=lambda sample: sample["doc_id"])
 
 
 def answer_ourselves(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
@@ -123,11 +131,7 @@ def compare_set(items: list[dict[str, Any]], samples: list[dict[str, Any]], ours
     same, same_norm, largest = 0, 0, 0.0
     for item, sample in zip(items, samples, strict=True):
         theirs = np.array([float(answer[0]) for answer in sample["filtered_resps"]])
-        fields = split_query(item["query"])
-        prompt = fields["question"]
-        if fields["passage"]:
-            prompt = f"{fields['passage']}\nQuestion: {fields['question']}?"
-        own = ours[(prompt, *item["choices"])]
+        own = ours[(make_own_prompt(item["query"]), *item["choices"])]
         same += int(theirs.argmax() == own.argmax() and bool(sample["acc"]) == (own.argmax() == item["gold"]))
         norm, other = (score_choices_by_length(each, item["choices"], item["gold"])[0] for each in (own, theirs))
         same_norm += int(norm == other and bool(sample["acc_norm"]) == (norm == item["gold"]))
