@@ -6,13 +6,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from metamoe_backend.config import EvaluateConfig
+from metamoe_backend.evaluate.asking import add_shown_text, choose_ways
 from metamoe_backend.evaluate.letters import add_letters, extract_letter, has_letters
-from metamoe_backend.evaluate.prompts import encode_blank, make_shots, make_shown_text
+from metamoe_backend.evaluate.prompts import draw_shots, encode_blank, make_shots, make_shown_text
 from metamoe_backend.ingest.files import read_records
 from metamoe_backend.ingest.formats import RowRejected, choose_template, find_format
+from metamoe_backend.ingest.openings import find_bbh_opening
 from metamoe_backend.launch import run_now
 from metamoe_backend.models.base import load_base
 from metamoe_backend.store.connection import Store
+from metamoe_backend.store.questions import fetch_evaluation_questions
 from tests.tiny_models import make_tiny_base
 
 OPTIONS = {"text": ["ice", "fire"], "label": ["A", "B"]}
@@ -44,6 +48,7 @@ SETS = {
     "MMLU": (
         [{"question": "What is 2 + 2?", "subject": "abstract_algebra", "choices": ["3", "4", "5", "6"], "answer": 1},
          {"question": "What is 1 + 2?", "subject": "abstract_algebra", "choices": ["3", "4", "5", "6"], "answer": 0}],
+        "The following are multiple choice questions (with answers) about abstract algebra.\n\n"
         "What is 2 + 2?\nA. 3\nB. 4\nC. 5\nD. 6\nAnswer:", ["A", "B", "C", "D"], 1,
     ),
     "CMMLU": (
@@ -64,7 +69,8 @@ def test_a_set_is_shown_as_the_harness_shows_it(name: str):
     one = find_format(list(rows[0]), {}, rows, "a.jsonl")
     item = one.read(rows[0])
     assert one.name == name
-    assert make_shown_text(choose_template(one, name), item.prompt) == shown
+    metadata = None if item.metadata is None else json.dumps(item.metadata)
+    assert make_shown_text(choose_template(one, name), item.prompt, metadata=metadata) == shown
     assert (item.choices, item.gold) == (choices, gold)
     assert one.read(rows[1]).prompt != item.prompt
 
@@ -77,6 +83,36 @@ def test_a_set_goes_from_file_to_task(name: str, store: Store, tmp_path: Path):
     run_now(store, "ingest", {"source": str(path), "task": name}, "ana")
     assert store.value("SELECT regime FROM task") == ("choices" if choices else "exact")
     assert store.value("SELECT count(*) FROM question") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "opening", "example"),
+    [
+        ("MMLU", "algebra", "The following are multiple choice questions (with answers) about abstract algebra.",
+         "What is 1 + 2?\nA. 3\nB. 4\nC. 5\nD. 6\nAnswer: A\n\nWhat is 2 + 2?\nA. 3\nB. 4\nC. 5\nD. 6\nAnswer:"),
+        ("BBH", "bbh_boolean_expressions", "Evaluate the result of a random Boolean expression.",
+         "Q: True or False is\nA: True\n\nQ: not ( True ) and ( True ) is\nA:"),
+        ("OpenBookQA", "openbookqa", "", "What is cold is ice\n\nWhat is hot is"),
+    ],
+)  # fmt: skip
+def test_an_opening_stands_once_before_the_examples(name: str, task: str, opening: str, example: str, store, tmp_path):
+    for row, split in zip(SETS[name][0], ("test", "train"), strict=True):
+        path = tmp_path / "rows.jsonl"
+        path.write_text(json.dumps(row))
+        run_now(store, "ingest", {"source": str(path), "task": task, "split": split}, "ana")
+    config = EvaluateConfig(systems=["base"], tasks=[task], n_shot=1)
+    found, train = (fetch_evaluation_questions(store, [task], split, None, 0) for split in ("test", "train"))
+    shots = {task: draw_shots(choose_ways(train, config), 1, 0)}
+    (shown,) = add_shown_text(choose_ways(found, config), shots, 1)["shown_text"]
+    assert shown == (f"{opening}\n\n{example}" if opening else example)
+
+
+def test_every_part_of_bbh_begins_with_a_sentence_of_its_own():
+    assert find_bbh_opening("logical-deduction-three-objects") == (
+        "A logical deduction task which requires deducing the order of a sequence of objects."
+    )
+    assert find_bbh_opening("BBH/word_sorting") == "Sort a list of words."
+    assert find_bbh_opening("my own questions") is None
 
 
 def test_the_nested_layout_of_the_authors_is_read():

@@ -55,7 +55,10 @@ def add_shown_text(questions: pd.DataFrame, shots: dict[str, pd.DataFrame], n_sh
 
     def show(row: Any) -> str:
         return make_shown_text(
-            row.template, row.prompt, make_shots(examples[row.task], n_shot, row.question_id) if n_shot else ()
+            row.template,
+            row.prompt,
+            make_shots(examples[row.task], n_shot, row.question_id) if n_shot else (),
+            row.metadata,
         )
 
     texts = [show(row) for row in _write_out(questions).itertuples()]

@@ -47,7 +47,7 @@ def prepare(store: "Store", config: ForceConfig) -> Inputs:
     for (task, split), rows in found.groupby(["task", "split"], sort=False):
         everything = fetch_evaluation_questions(store, [str(task)], str(split), None, 0)
         asked = everything[everything["question_id"].isin(rows["question_id"])]
-        texts = [make_shown_text(*pair) for pair in zip(asked["template"], asked["prompt"], strict=True)]
+        texts = [make_shown_text(row.template, row.prompt, metadata=row.metadata) for row in asked.itertuples()]
         # As an evaluation of the whole task ends its answers, so that what is routed answers as it did there.
         parts.append(asked[_KEPT].assign(shown_text=texts, stop_texts=[list(find_stop_texts(everything))] * len(asked)))
     return {"systems": systems, "questions": pd.concat(parts, ignore_index=True)}

@@ -20,8 +20,15 @@ BLANK = "_"
 """What an option fills in a WinoGrande sentence."""
 
 
-def make_shown_text(template: str, prompt: str, shots: Sequence[tuple[str, str]] = ()) -> str:
+OPENING = "opening"
+"""The key in a question's metadata of what stands before all examples."""
+
+
+def make_shown_text(
+    template: str, prompt: str, shots: Sequence[tuple[str, str]] = (), metadata: str | None = None
+) -> str:
     """The text before the answer. shots: (prompt, answer) of the examples, in order; an answer filled in is empty.
+    metadata: the question's, which may hold an opening.
 
     Raises `ConfigError` if the template has no place for the question.
     """
@@ -29,7 +36,8 @@ def make_shown_text(template: str, prompt: str, shots: Sequence[tuple[str, str]]
         join_answer(make_prompt(template, shot), answer) if answer else make_prompt(template, shot)
         for shot, answer in shots
     ]
-    return "\n\n".join([*examples, make_prompt(template, prompt)])
+    opening = _find_in_metadata(metadata, OPENING)
+    return "\n\n".join([*([opening] if opening else []), *examples, make_prompt(template, prompt)])
 
 
 def make_continuation(option: str) -> str:
@@ -68,7 +76,12 @@ def _make_shot(row: Any) -> tuple[str, str]:
 
 def has_blank(metadata: Any) -> bool:
     """Whether a question is a sentence with a blank that its options fill (WinoGrande)."""
-    return isinstance(metadata, str) and '"blank"' in metadata and "blank" in json.loads(metadata)
+    return _find_in_metadata(metadata, "blank") is not None
+
+
+def _find_in_metadata(metadata: Any, key: str) -> Any:
+    """What stands under a key of a question's metadata (JSON); None where there is none."""
+    return json.loads(metadata).get(key) if isinstance(metadata, str) and f'"{key}"' in metadata else None
 
 
 def encode_blank(tokenizer: Any, shown_text: str, option: str) -> tuple[list[int], int]:

@@ -60,7 +60,7 @@ def prepare(store: "Store", config: SelectConfig) -> Inputs:
     )
     questions = pool[pool["question_id"].isin(draws["question_id"])]
     explanation = questions["question_id"].map(explanations)
-    texts = [make_shown_text(*pair) for pair in zip(questions["template"], questions["prompt"], strict=True)]
+    texts = [make_shown_text(row.template, row.prompt, metadata=row.metadata) for row in questions.itertuples()]
     kept = questions[["question_id", "task", "regime", "source", "choices", "answer", "gold", "metadata"]].assign(
         shown_text=texts,
         reasoned=[reasoned_answer(*pair) for pair in zip(explanation, questions["answer"], strict=True)],

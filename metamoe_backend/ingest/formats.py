@@ -14,7 +14,8 @@ from typing import Any
 
 from metamoe_backend.errors import ConfigError, InputError
 from metamoe_backend.evaluate.letters import LETTERS, add_letters
-from metamoe_backend.evaluate.prompts import BLANK
+from metamoe_backend.evaluate.prompts import BLANK, OPENING
+from metamoe_backend.ingest.openings import find_bbh_opening, make_mmlu_opening
 from metamoe_backend.rows import Regime
 
 FIELDS = ("prompt", "choices", "answer", "explanation", "split")
@@ -316,7 +317,9 @@ def _read_commonsense(values: Values) -> Item:
 
 def _read_mmlu(values: Values) -> Item:
     choices, _ = _choices_at(values, "choices")
-    return _letter(_text(values, "question", "question"), choices, _gold_at(values, "answer", choices))
+    item = _letter(_text(values, "question", "question"), choices, _gold_at(values, "answer", choices))
+    subject = _optional_text(values, "subject")
+    return replace(item, metadata={OPENING: make_mmlu_opening(subject)}) if subject else item
 
 
 def _read_cmmlu(values: Values) -> Item:
@@ -626,6 +629,14 @@ def choose_template(one: Format, task: str) -> str:
     """What the model is shown for a task of this format: the benchmark's own where the task bears its name."""
     name = re.sub(r"[^a-z0-9]", "", task.rpartition("/")[2].lower())
     return BENCHMARK_TEMPLATES.get(name, one.template)
+
+
+def add_opening(one: Format, task: str) -> Format:
+    """The format, whose questions begin as the benchmark does where the task's name tells its part (BBH)."""
+    opening = find_bbh_opening(task) if one.name == "BBH" else None
+    if opening is None:
+        return one
+    return replace(one, read=lambda values: replace(one.read(values), metadata={OPENING: opening}))
 
 
 def mapped_format(mapping: Mapping[str, str], columns: Sequence[str], source: str) -> Format:

@@ -22,6 +22,7 @@ from metamoe_backend.ingest.formats import (
     Format,
     Item,
     RowRejected,
+    add_opening,
     choose_from,
     choose_template,
     find_format,
@@ -188,7 +189,8 @@ def _find_format(source: Source, config: IngestConfig) -> Format:
         one = GENERATED
     else:
         one = find_format(source.columns, config.mapping, [record.values for record in source.first], source.name)
-    return replace(one, template=config.template or choose_template(one, make_task_name(config)))
+    task = make_task_name(config)
+    return add_opening(replace(one, template=config.template or choose_template(one, task)), task)
 
 
 # ------------------------------------------------------------------------------------------------------------- items
