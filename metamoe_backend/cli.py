@@ -387,6 +387,12 @@ def _add_result_verbs(add: Add) -> None:
     forgetting.add_argument("--system", nargs="+", action="extend", default=[])
     for verb in (outcomes, forgetting):
         verb.add_argument("--way", metavar="'REGIME N-shot'", help="where tasks were scored in several ways: this one")
+        verb.add_argument(
+            "--metric",
+            choices=("acc_norm", "strict"),
+            help="measure stored answers otherwise: acc_norm, options by log-likelihood a character; strict, numbers "
+            "only after '#### ' (default: as scored)",
+        )
     activations = add("activations", "How much each expert of a mixture is used, by layer and by skill.")
     activations.add_argument("--system", help="mixture (default: the newest evaluated)")
     activations.add_argument("--task", nargs="+", action="extend", default=[])

@@ -20,17 +20,23 @@ from pages.shared.outcome_views import (
     render_outcome_bars,
     render_solver_bars,
 )
-from pages.shared.regimes import render_regimes, render_way
+from pages.shared.regimes import render_cut, render_metric, render_regimes, render_way
 from pages.shared.review_views import filter_words, render_review_action
 from pages.shared.state import get_selection, get_store, open_page, per_version, segment_in_address
 
 FILTERS = ["outcomes_experts", "outcomes_show", "outcomes_by", "outcomes_mixture"]
+METRIC = "outcomes_metric"
 FIGURES = {"parts": render_outcome_bars, "solvers": render_solver_bars, "sets": render_intersections}
 
 
 @per_version
 def load(store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
     return fetch_predictions(store), fetch_systems(store)
+
+
+def list_filters() -> list[str]:
+    """What a reviewer needs to see the same; the metric where it is not the usual one."""
+    return [*FILTERS, *(name for name in (METRIC,) if name in st.query_params)]
 
 
 def render() -> None:
@@ -45,6 +51,7 @@ def render() -> None:
     if predictions.empty:
         empty_state(_("Nothing has been evaluated yet."), button=_("Go to Jobs"), page="jobs")
         return
+    predictions = render_metric(get_store(), predictions, METRIC)
     view = choose_view(render_way(predictions, "outcomes_way"), systems)
     if len(view.experts) >= 2:
         picked = render_view(view, selected)
@@ -68,10 +75,11 @@ def render_view(view: View, selected: list[str]) -> str | None:
     with canvas:
         part, chosen = FIGURES[show](view)
         render_regimes(view.predictions)
-        render_review_action(get_store(), "outcomes/parts", FILTERS)
+        render_cut(view.predictions)
+        render_review_action(get_store(), "outcomes/parts", list_filters())
     with inspector:
         errors = render_errors(view, part)
-        render_review_action(get_store(), "outcomes/errors", FILTERS)
+        render_review_action(get_store(), "outcomes/errors", list_filters())
     if selected and not chosen.clicked:
         chosen = Chosen(_("Selected questions ({n})").format(n=len(selected)), selected)
     return render_question_list(view.predictions, errors or chosen, f"outcomes_questions_{show}")
@@ -81,7 +89,7 @@ def render_regret_view(view: View) -> str | None:
     """What the mixture got wrong though an expert knew it."""
     expert = render_regret_by_expert(get_store(), view)
     picked = render_regret(get_store(), view, expert)
-    render_review_action(get_store(), "outcomes/regret", FILTERS)
+    render_review_action(get_store(), "outcomes/regret", list_filters())
     return picked
 
 

@@ -18,9 +18,11 @@ from pages.shared.forgetting_views import (
 )
 from pages.shared.i18n import _
 from pages.shared.layout import canvas_and_inspector, empty_state, page_header
-from pages.shared.regimes import render_regimes, render_way
+from pages.shared.regimes import render_cut, render_metric, render_regimes, render_way
 from pages.shared.review_views import render_review_action
 from pages.shared.state import get_store, open_page, per_version
+
+METRIC = "forgetting_metric"
 
 
 @per_version
@@ -36,7 +38,7 @@ def render() -> None:
         if st.button(_("Evaluate more"), type="primary", key="forgetting_evaluate", icon=":material/play_arrow:"):
             open_page("jobs")
     predictions, systems, adapters = load(get_store())
-    predictions = render_way(predictions, "forgetting_way")
+    predictions = render_way(render_metric(get_store(), predictions, METRIC), "forgetting_way")
     if predictions.empty or "base" not in set(predictions["system"]):
         empty_state(
             _("Nothing to compare yet: evaluate the base model and at least one expert."),
@@ -49,12 +51,14 @@ def render() -> None:
     canvas, inspector = canvas_and_inspector()
     with canvas:
         cell = render_matrix(predictions, evaluated)
-        render_review_action(get_store(), "forgetting/matrix", ["forgetting_view"])
+        chosen = [METRIC] if METRIC in st.query_params else []
+        render_review_action(get_store(), "forgetting/matrix", ["forgetting_view", *chosen])
     with inspector:
         render_cell(predictions, cell)
     render_changed(get_store(), predictions, cell)
     render_own_and_other(predictions, systems, adapters)
     render_regimes(predictions)
+    render_cut(predictions)
     render_sequences(predictions, systems)
     render_predictors(predictions, systems, adapters, find_own_tasks(systems, adapters, set(evaluated)))
 

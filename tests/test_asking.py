@@ -8,7 +8,7 @@ import torch
 
 from metamoe_backend.errors import ConfigError, NotFoundError, UnavailableError
 from metamoe_backend.evaluate import answering, generation, loglikelihood, stage
-from metamoe_backend.evaluate.answers import choose_commonest_way, choose_way, compute_answer_table, list_ways
+from metamoe_backend.evaluate.answers import choose_commonest_way, choose_way, compute_answer_table, find_cut, list_ways
 from metamoe_backend.evaluate.batches import BatchBudget, find_batch_tokens, run_batches
 from metamoe_backend.evaluate.generation import Stop
 from metamoe_backend.evaluate.outcomes import compute_majority_vote
@@ -234,9 +234,15 @@ def test_a_question_longer_than_the_model_reads_is_counted_and_shown(prepared: P
         f"UPDATE question SET prompt = repeat('ab ', 500) WHERE question_id = '{task}-test-3'"
     )
     context = prepared.evaluate(systems=["base"], tasks=[task])
-    assert len(context.rows("prediction")) == PER_TASK
+    predictions = context.rows("prediction")
+    assert len(predictions) == PER_TASK
     (note,) = [line for line in notes(context) if "longer" in line]
     assert f"1 of 7 questions of {task} under base are longer than the model reads; their beginning is cut, by" in note
+    long = predictions["question_id"] == f"{task}-test-3"
+    assert (predictions.loc[long, "cut_tokens"] > 0).all() and (predictions.loc[~long, "cut_tokens"] == 0).all()
+    (row,) = find_cut(predictions.assign(task=task)).itertuples()
+    assert (row.task, row.cut, row.n, row.systems) == (task, 1, PER_TASK, ["base"])
+    assert f"by {row.most_tokens} tokens at most" in note
 
 
 def test_an_option_longer_than_the_model_reads_stops_nothing(prepared: Prepared):  # noqa: F811

@@ -64,7 +64,7 @@ class Problems:
         self.cut += int((answers["cut_tokens"] > 0).sum())
         self.longest_cut = max(self.longest_cut, int(answers["cut_tokens"].max()) if len(answers) else 0)
         self.empty += int((good & answers["output"].str.strip().eq("")).sum())
-        return answers[good].drop(columns=["problem", "cut_tokens"])
+        return answers[good].drop(columns="problem")
 
     def describe(self, system: str, task: str) -> Iterator[str]:
         """A sentence for each kind of problem there was."""

@@ -65,6 +65,18 @@ def find_regimes(predictions: pd.DataFrame) -> list[str]:
     return sorted(predictions["regime"].unique())
 
 
+def find_cut(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Tasks with answers to questions that were longer than the model reads: task, cut (questions), n (all questions of
+    the task), systems (list), most_tokens (cut from one of them)."""
+    found = []
+    cut = predictions[predictions["cut_tokens"].fillna(0) > 0]
+    for task, rows in cut.groupby("task"):
+        n = predictions.loc[predictions["task"] == task, "question_id"].nunique()
+        systems = sorted(rows["system"].unique())
+        found.append((task, rows["question_id"].nunique(), n, systems, int(rows["cut_tokens"].max())))
+    return pd.DataFrame(found, columns=["task", "cut", "n", "systems", "most_tokens"])
+
+
 def require_systems(predictions: pd.DataFrame, systems: Sequence[str]) -> None:
     """Raise `NotFoundError` for the first of `systems` that answered nothing in `predictions`."""
     there = sorted(predictions["system"].unique())

@@ -222,6 +222,19 @@ def m007_counterfactuals(cursor: duckdb.DuckDBPyConnection) -> None:
     """)
 
 
+def m008_cut_prompts(cursor: duckdb.DuckDBPyConnection) -> None:
+    """How much of a question was cut because the model reads no more; the view takes the new column in."""
+    cursor.execute("""
+        ALTER TABLE prediction ADD COLUMN cut_tokens BIGINT;
+        -- The newest answer of each system to each question under each regime.
+        CREATE OR REPLACE VIEW current_prediction AS
+            SELECT prediction.*, question.task, question.split
+            FROM (SELECT * FROM prediction QUALIFY row_number() OVER (
+                PARTITION BY system, question_id, regime, n_shot ORDER BY run_id DESC) = 1) AS prediction
+            JOIN question USING (question_id);
+    """)
+
+
 def _describe_columns(cursor: duckdb.DuckDBPyConnection) -> None:
     """Columns carry their meaning from rows.py as comments."""
     for table in TABLES:
@@ -238,6 +251,7 @@ MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (
     m005_expert_selection,
     m006_data_selection,
     m007_counterfactuals,
+    m008_cut_prompts,
 )
 
 

@@ -16,16 +16,22 @@ _QUESTION_SKILL = """
 
 
 def fetch_predictions(
-    store: Store, systems: Sequence[str] = (), tasks: Sequence[str] = (), split: str | None = "test"
+    store: Store,
+    systems: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    split: str | None = "test",
+    options: bool = False,
 ) -> pd.DataFrame:
     """The newest answer of each system to each question.
 
-    rows.Prediction columns without logliks, task, split, skill (may be NULL), prompt, answer (the right one).
+    rows.Prediction columns without logliks, task, split, skill (may be NULL), prompt, answer (the right one); with
+    `options` logliks, choices and gold, too.
     """
+    more = ", prediction.logliks, question.choices, question.gold" if options else ""
     return store.frame(
         f"""
         WITH {_QUESTION_SKILL}
-        SELECT prediction.* EXCLUDE (logliks), skill, question.prompt, question.answer
+        SELECT prediction.* EXCLUDE (logliks), skill, question.prompt, question.answer{more}
         FROM current_prediction AS prediction JOIN question USING (question_id)
         LEFT JOIN question_skill USING (question_id)
         WHERE (len($systems) = 0 OR list_contains($systems, system))

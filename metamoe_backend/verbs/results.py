@@ -60,23 +60,38 @@ PRINTED = 40
 # ---- results ----------------------------------------------------------------------------------------------------
 
 
-def _require_predictions(store: Store, systems: Sequence[str], tasks: Sequence[str], way: str | None) -> pd.DataFrame:
-    """Answers of all systems; raises `NotFoundError` unless there are any, and for unknown systems and tasks."""
-    from metamoe_backend.evaluate.answers import choose_way
+def _require_predictions(store: Store, systems: Sequence[str], options: argparse.Namespace) -> pd.DataFrame:
+    """Answers of all systems as `options` (task, way, metric) want them, with a word on those that were cut.
+
+    Raises `NotFoundError` unless there are any, and for unknown systems and tasks.
+    """
+    from metamoe_backend.evaluate.answers import choose_way, find_cut
+    from metamoe_backend.evaluate.metrics import choose_metric
     from metamoe_backend.store.experts import fetch_systems
     from metamoe_backend.store.questions import require_tasks
     from metamoe_backend.store.results import fetch_predictions
 
-    require_tasks(store, tasks)
+    require_tasks(store, options.task)
     fetch_systems(store, systems)
-    predictions = fetch_predictions(store, tasks=tasks)
-    if way is not None:
-        predictions = choose_way(predictions, way)
+    predictions = fetch_predictions(store, tasks=options.task, options=options.metric is not None)
+    if options.way is not None:
+        predictions = choose_way(predictions, options.way)
+    if options.metric is not None and not predictions.empty:
+        every = predictions["task"].unique()
+        predictions = choose_metric(predictions, options.metric)
+        other = sorted(set(every) - set(predictions["task"]))
+        if other:
+            say(f"{options.metric} does not measure {', '.join(other)}: left out.")
     if predictions.empty:
         raise NotFoundError("Nothing has been evaluated here yet; run `evaluate --system SYSTEM --task TASK`.")
     missing = [name for name in systems if name not in set(predictions["system"])]
     if missing:
         raise NotFoundError(f"System {missing[0]!r} has not been evaluated here yet; run `evaluate` on it first.")
+    for row in find_cut(predictions).itertuples():
+        say(
+            f"{row.cut} of {row.n} questions of {row.task} are longer than the model reads: answered without their "
+            f"beginning (by {row.most_tokens} tokens at most) by {', '.join(row.systems)}."
+        )
     return predictions
 
 
@@ -95,7 +110,7 @@ def run_outcomes(options: argparse.Namespace) -> Result:
 
     experts = split_names(options.experts or "")
     with open_store(options) as store:
-        predictions = _require_predictions(store, experts, options.task, options.way)
+        predictions = _require_predictions(store, experts, options)
         kinds = fetch_systems(store).set_index("system")["kind"]
         routing = fetch_routing(store)
     evaluated = [name for name in kinds.index if name in set(predictions["system"])]
@@ -143,7 +158,7 @@ def run_forgetting(options: argparse.Namespace) -> Result:
     from metamoe_backend.store.experts import fetch_adapters, fetch_systems
 
     with open_store(options) as store:
-        predictions = _require_predictions(store, options.system, options.task, options.way)
+        predictions = _require_predictions(store, options.system, options)
         systems, adapters = fetch_systems(store), fetch_adapters(store)
         folders = store.workspace.adapters
     sequences = _summarise_sequences(predictions, systems)

@@ -46,6 +46,10 @@ def _filter_word(name: str, value: str) -> str:
 
 def filter_words() -> dict[str, dict[str, str]]:
     """What the codes that stand in the address are called, by the key of their widget."""
+    metrics = {
+        "scored": _("as scored"), "acc_norm": _("acc_norm: options by log-likelihood per character"),
+        "strict": _("strict: numbers only after ####"),
+    }  # fmt: skip
     return {
         "router_value": {
             "weight": _("Mean gate weight"), "chosen": _("Top-k share of tokens"), "share": _("Share of chosen gates"),
@@ -56,6 +60,8 @@ def filter_words() -> dict[str, dict[str, str]]:
             "parts": _("All, some or none"), "solvers": _("How many solve it"), "sets": _("Who solves what"),
             "versus": _("Against the best expert"), "regret": _("Regret"),
         },
+        "outcomes_metric": metrics,
+        "forgetting_metric": metrics,
         "router_level": {"question": _("Per question (probability)"), "token": _("Per token (gate weight)")},
     }  # fmt: skip
 
