@@ -7,14 +7,17 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from metamoe_backend.errors import UnavailableError
 from metamoe_backend.evaluate import sandbox
 from metamoe_backend.evaluate.sandbox import Limits, Problem, run_problem, run_problems
+from tests.fake_jobs import wait_for
 
 RIGHT = "def double(n):\n    return 2 * n\n"
 TESTS = "assert double(2) == 4\nassert double(5) == 10"
@@ -325,6 +328,26 @@ def test_several_programs_run_at_a_time_and_answers_keep_their_order():
 
     with pytest.raises(InterruptedError):
         run_problems(problems, on_judged=stop)
+
+
+@pytest.mark.parametrize("named", ["", "bwrap", "python"])
+def test_a_signal_to_the_whole_job_is_no_fault_of_the_program(named: str):
+    """As Slurm sends it when it wants the node back: what it ended is tested again."""
+    slow = Problem(f"import time\ntime.sleep(1)\n{RIGHT}", TESTS, ["double"])
+    with ThreadPoolExecutor(1) as pool:
+        verdict = pool.submit(run_problem, slow, Limits(wall_s=30))
+        running = wait_for(lambda: (found := psutil.Process().children(recursive=True))[5:] and found)
+        time.sleep(0.3)
+        for process in running:
+            with suppress(psutil.NoSuchProcess):
+                if process.name().startswith(named):
+                    process.terminate()
+        assert verdict.result() == sandbox.Verdict(True)
+
+
+def test_a_program_that_ends_itself_so_does_not_pass():
+    code = f"import os, signal\n{RIGHT}os.kill(os.getpid(), signal.SIGTERM)\n"
+    assert attack(code) == sandbox.Verdict(False, "it was told to end, each time")
 
 
 def test_without_a_sandbox_that_works_nothing_runs(tmp_path: Path, monkeypatch):

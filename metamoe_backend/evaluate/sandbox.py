@@ -33,6 +33,7 @@ from metamoe_backend.evaluate import sandbox_process
 INSTALL = "install bubblewrap (on Debian: apt install bubblewrap)"
 START_S = 30.0
 """Two processes start in 0.1 s; a busy machine may take longer, which is no fault of the program."""
+_TRIES = 3
 _POLL_S = 0.05
 _COLLECT_S = 1.0
 _MIB = 2**20
@@ -113,8 +114,18 @@ def run_problems(
 
 
 def run_problem(problem: Problem, limits: Limits | None = None) -> Verdict:
-    """Test one program. Raises `UnavailableError` where the sandbox does not open."""
-    return _Run(problem, limits or Limits()).judge()
+    """Test one program. Raises `UnavailableError` where the sandbox does not open.
+
+    Whoever asks a whole job to end (Slurm, a shutdown) sends its signal to what runs in here, too: that says nothing
+    about the program, which is then tested again. One that sends it to itself each time has not passed.
+    """
+    for _ in range(_TRIES):
+        run = _Run(problem, limits or Limits())
+        try:
+            return run.judge()
+        except _ToldToEndError:
+            continue
+    return Verdict(False, "it was told to end, each time")
 
 
 @cache
@@ -238,6 +249,10 @@ def make_filter(machine: str) -> bytes:
 # ----------------------------------------------------------------------------------------------------------- one run
 
 
+class _ToldToEndError(Exception):
+    """Somebody told the program or its tests to end."""
+
+
 class _Run:
     """One program and its tests, from start to verdict."""
 
@@ -253,9 +268,11 @@ class _Run:
         with ExitStack() as stack:
             printed, judged, info = self._start(stack)
             reached = self._watch(printed, judged, info)
-        if reached is not None:
-            return reached
-        lines = [json.loads(line) for line in self.read[judged].splitlines() if line.startswith(b"{")]
+            if reached is not None:
+                return reached
+            lines = [json.loads(line) for line in self.read[judged].splitlines() if line.startswith(b"{")]
+            if not (len(lines) > 1 and lines[1]["passed"] is True) and self._was_told_to_end():
+                raise _ToldToEndError
         if not lines:
             complaint = (self.read[printed] + self.read[judged]).decode(errors="replace").strip().partition("\n")[0]
             raise UnavailableError(
@@ -265,6 +282,15 @@ class _Run:
         if len(lines) == 1:  # the tests' own process was killed, by what it was given
             return Verdict(False, "the tests ended early")
         return Verdict(lines[1]["passed"] is True, lines[1]["reason"])
+
+    def _was_told_to_end(self) -> bool:
+        """Whether a signal ended a process that was not killed here; asked when the tests' process has ended."""
+        for process in self.processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_COLLECT_S)
+        # bwrap passes on how what it ran has ended, as a shell does.
+        told = {code for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT) for code in (-number, 128 + number)}
+        return any(process.returncode in told for process in self.processes)
 
     def _start(self, stack: ExitStack) -> tuple[int, int, int]:
         """Start both sandboxes; returns where the program's output, the verdict and bwrap's information are read."""
