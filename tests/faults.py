@@ -4,6 +4,7 @@ As a script this file is a server: it imports what is slow to import once and fo
 so that a test can afford many of them. Each is a process of its own, and dies of a real SIGKILL:
 
     worker RUN_DIR                the worker's own `main`
+    count RUN_DIR                 the same, for the stage of `fake_jobs`
     label WORKSPACE SEED ROUNDS   labels questions and takes in runs; says on standard output what was acknowledged
 
 A point is a moment just before this process opens a file of the watched folder for writing, renames, removes or makes
@@ -60,12 +61,16 @@ class Ended:
 
 
 class Server:
-    """The other end of the script's pipes."""
+    """The other end of the script's pipes. With `models` it has imported what trains and evaluates."""
 
-    def __init__(self) -> None:
+    def __init__(self, models: bool) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])}
         self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, str(SCRIPT), *(["models"] if models else [])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
 
     def run(self, job: Job) -> Ended:
@@ -81,8 +86,8 @@ class Server:
 
 
 @contextmanager
-def open_server() -> Iterator[Server]:
-    server = Server()
+def open_server(models: bool = False) -> Iterator[Server]:
+    server = Server(models)
     try:
         yield server
     finally:
@@ -119,19 +124,25 @@ def report(name: str, figures: dict[str, Any]) -> None:
 # ---- the server ------------------------------------------------------------------------------------------------------
 
 
-def serve(jobs: IO[str]) -> None:
-    """Fork a process for each line, wait for it, and say how it ended."""
+def _import_models() -> None:
     import accelerate  # noqa: F401
-    import duckdb  # noqa: F401
     import peft  # noqa: F401
 
     import metamoe_backend.evaluate.stage
     import metamoe_backend.jobs.worker
     import metamoe_backend.models.lora_moe
     import metamoe_backend.train.trainer
-    import tests.conftest  # noqa: F401
 
     metamoe_backend.evaluate.stage.PART_QUESTIONS = 3
+
+
+def serve(jobs: IO[str]) -> None:
+    """Fork a process for each line, wait for it, and say how it ended."""
+    import duckdb  # noqa: F401
+
+    import metamoe_backend.jobs.worker  # noqa: F401
+    import tests.conftest  # noqa: F401
+
     for line in jobs:
         job = Job(**json.loads(line))
         counter = mmap.mmap(-1, 8)
@@ -207,6 +218,13 @@ def _work(run_dir: str) -> int:
     return worker.main([run_dir, "--device", "cpu"])
 
 
+def _count(run_dir: str) -> int:
+    from metamoe_backend.jobs import worker
+    from tests.fake_jobs import STAGES
+
+    return worker.main([run_dir, "--device", "cpu"], STAGES)
+
+
 def _label(root: str, seed: str, rounds: str) -> int:
     """Acts of a person at the dashboard, one after the other; each is said once it has returned."""
     import pandas as pd
@@ -241,9 +259,11 @@ def _say(*words: str) -> None:
     os.write(1, ("\t".join(words) + "\n").encode())
 
 
-_DO: dict[str, Callable[..., int]] = {"worker": _work, "label": _label}
+_DO: dict[str, Callable[..., int]] = {"worker": _work, "count": _count, "label": _label}
 
 
 if __name__ == "__main__":
+    if "models" in sys.argv:
+        _import_models()
     serve(sys.stdin)
     os._exit(0)  # nanobind would list what DuckDB has left

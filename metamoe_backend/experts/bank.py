@@ -3,7 +3,7 @@
 import errno
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import chain, count
+from itertools import chain, count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,8 @@ import pandas as pd
 from metamoe_backend.config import BASE_EXPERT, ImportAdapterConfig
 from metamoe_backend.errors import ConfigError, ConflictError, StorageError
 from metamoe_backend.hub import find_model_folder
-from metamoe_backend.jobs.durable import sync_folder
+from metamoe_backend.jobs.durable import replace_text, sync_folder
+from metamoe_backend.jobs.run_folder import RunFolder
 from metamoe_backend.models.adapters import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -27,6 +28,9 @@ from metamoe_backend.workspace import Workspace
 if TYPE_CHECKING:
     from metamoe_backend.models.base import LoadedBase
     from metamoe_backend.store.connection import Store
+
+_PUBLISHED = "published.txt"
+"""In a run's scratch: which folder it published last."""
 
 
 def prepare(store: "Store", config: ImportAdapterConfig) -> Inputs:
@@ -83,27 +87,50 @@ def publish_adapter(context: Context, name: str, weights: AdapterWeights, base: 
         # A folder's path says something about a machine and nothing to others.
         write_adapter(folder, weights, Path(base).name if Path(base).is_dir() else base)
 
-    return publish_folder(Workspace(context.workspace_root).adapters, name, context.run_id, write)
+    return publish_folder(context, Workspace(context.workspace_root).adapters, name, write)
 
 
-def publish_folder(parent: Path, name: str, run_id: str, write: Callable[[Path], object]) -> str:
+def publish_folder(context: Context, parent: Path, name: str, write: Callable[[Path], object]) -> str:
     """Let `write` fill a hidden folder in `parent`, flush it, and rename it: it is seen whole or not at all.
 
-    Returns the name it got: another run may have taken `name` meanwhile, then it is `name-2`, and so on.
+    Returns the name it got: another run may have taken `name` meanwhile, then it is `name-2`, and so on. What an
+    attempt of this run published before it was killed, and nobody has heard of, makes room.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    written = parent / f".{run_id}"
+    written = parent / f".{context.run_id}"
     shutil.rmtree(written, ignore_errors=True)
+    _take_back(context, parent, name, written)
     try:
         write(written)
         for path in (*written.rglob("*"), written):
             sync_folder(path)
+        replace_text(context.scratch / _PUBLISHED, _identify(written))
         published = _rename_to_free_name(written, name)
     except BaseException:
         shutil.rmtree(written, ignore_errors=True)
         raise
     sync_folder(parent)
     return published
+
+
+def _take_back(context: Context, parent: Path, name: str, aside: Path) -> None:
+    """Remove the folder that this run published under `name` (or `name-2` …), unless it has emitted its row since."""
+    record = context.scratch / _PUBLISHED
+    if not record.is_file():
+        return
+    emitted = RunFolder(Workspace(context.workspace_root).runs / context.run_id).parts("system")
+    known = {system for part in emitted for system in pd.read_parquet(part.path, columns=["system"])["system"]}
+    for candidate in takewhile(Path.exists, (parent / each for each in list_names(name))):
+        if candidate.name not in known and _identify(candidate) == record.read_text():
+            candidate.rename(aside)
+            shutil.rmtree(aside)
+            return
+
+
+def _identify(folder: Path) -> str:
+    """What stays of a folder when it is renamed, and is no other's."""
+    status = folder.stat()
+    return f"{status.st_ino} {status.st_mtime_ns}"
 
 
 def _rename_to_free_name(written: Path, name: str) -> str:

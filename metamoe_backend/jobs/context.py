@@ -6,15 +6,16 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metamoe_backend.errors import ConflictError, MetaMoEError, StopRequested, UserError
-from metamoe_backend.jobs.durable import locked, replace_text
+from metamoe_backend.errors import ConflictError, DiskFullError, MetaMoEError, StopRequested, UserError
+from metamoe_backend.jobs.durable import locked, replace_file, replace_text, room_needed
 from metamoe_backend.jobs.process import ProcessIdentity
-from metamoe_backend.jobs.records import Heartbeat, ProgressLine
-from metamoe_backend.jobs.run_folder import RunFolder, queue_lock, utc_now
+from metamoe_backend.jobs.records import Heartbeat, ProgressLine, StateFile
+from metamoe_backend.jobs.run_folder import RunFolder, queue_lock, reason_of_death, utc_now
 from metamoe_backend.rows import RunState
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 HEARTBEAT_S = 5.0
 PROGRESS_EVERY_S = 0.25
 """Reports that bring no new metrics are written at most this often."""
+ROOM_BYTES = 64 * 1024
+"""Held while a run works, and given back for writing down its end where the disk is full."""
 PACE_OVER_S = 60.0
 """Time left is told from about this much of the latest progress."""
 
@@ -45,6 +48,8 @@ class RunContext:
         self._beat_lock = threading.Lock()
         self._ended = threading.Event()
         self._claim: int | None = None
+        self._handed_over: tuple[RunState, datetime | None] | None = None
+        """State and end once the manifest is written: from then on the run has ended so, whatever follows."""
         self._pace = _Pace()
         self._unwritten: ProgressLine | None = None
         self._written_at = 0.0
@@ -52,18 +57,21 @@ class RunContext:
     def start(self, device: str | None = None) -> None:
         """Take the run from queued (or from a dead process) to running, and begin to give signs of life.
 
-        Parts that an earlier attempt emitted but did not hand over are removed.
-        Raises `ConflictError` when the run has ended or another process works on it.
+        Parts that an earlier attempt emitted but did not hand over are removed, and what it left half-written.
+        Raises `ConflictError` when the run has ended or another process works on it, `DiskFullError` where there is no
+        room to begin, and `StorageError` when its manifest is damaged.
         """
         self._claim = _claim(self.run)
         with locked(queue_lock(self.run.workspace)):
-            state = self.run.read_state_file()
+            state = self._see_through(self.run.read_state_file())
             if state.state != "queued" and not (state.state == "running" and not _is_alive(state.process)):
                 os.close(self._claim)
                 raise ConflictError(f"Run {self.run_id} is {state.state}; only a queued run can be started.")
             running: dict[str, Any] = {"state": "running", "attempt": state.attempt + 1, "device": device}
             running |= {"process": ProcessIdentity.of_this_process(), "started_at": utc_now()}
             running |= dict.fromkeys(("ended_at", "error", "failure", "waits_for", "exit_code"))
+            self.run.discard_unfinished_files()
+            replace_file(self.run.room_file, lambda file: file.write(os.urandom(ROOM_BYTES)))
             self._write_beat()
             self.run.write_state(state.model_copy(update=running))
         for folder in (self.run.output, self.run.checkpoints):
@@ -73,6 +81,16 @@ class RunContext:
         mark = ProgressLine(time=time.time(), attempt=state.attempt + 1)
         self._append_progress("\n" + mark.model_dump_json(include={"time", "attempt"}))
         threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True).start()
+
+    def _see_through(self, state: StateFile) -> StateFile:
+        """A worker that died right after its manifest has finished: nobody may do the work again."""
+        if state.state != "running" or _is_alive(state.process):
+            return state
+        ended = self.run.settle(gone=reason_of_death(None))
+        if ended.state not in ("finished", "cancelled"):
+            return state
+        self.run.write_state(ended)
+        return ended
 
     def progress(self, done: int, total: int, **metrics: float) -> None:
         """Report progress and metrics; raises `StopRequested` when a person asked to stop (once) or to cancel."""
@@ -107,13 +125,18 @@ class RunContext:
         state = state or _end_state(self.stop_asked)
         ended_at = utc_now()
         if state in ("finished", "stopped"):
-            self.run.write_manifest(state, ended_at)
+            self._hand_over(state, ended_at)
         self._end(state, ended_at, None)
 
     def hand_back(self) -> None:
         """Hand over what was emitted and wait for the next attempt: whoever started this one will start it again."""
-        self.run.write_manifest("stopped", utc_now())
+        self._hand_over("stopped", utc_now())
+        self._handed_over = ("queued", None)
         self._end("queued", None)
+
+    def _hand_over(self, state: RunState, ended_at: datetime) -> None:
+        self.run.write_manifest(state, ended_at)
+        self._handed_over = (state, ended_at)
 
     @property
     def interrupted(self) -> bool:
@@ -124,12 +147,17 @@ class RunContext:
         """End the run as failed, with the reason; what it emitted is not handed over. A bug's traceback is logged.
 
         An error that is a person's wish ends it as that wish: `StopRequested`, `KeyboardInterrupt` (cancelled).
+        Raises `DiskFullError` where there is no room for writing down the end.
         """
+        if self._handed_over is not None:  # only its end could not be written
+            self._end(*self._handed_over)
+            return
         if isinstance(error, StopRequested | KeyboardInterrupt):
             self.finish(_end_state(error if isinstance(error, StopRequested) else StopRequested(save=False)))
             return
         sentence = str(error) if isinstance(error, MetaMoEError) else f"{type(error).__name__}: {error}"
-        self.log(sentence if isinstance(error, UserError) else "".join(traceback.format_exception(error)))
+        with suppress(OSError):  # no room: the state says it, too
+            self.log(sentence if isinstance(error, UserError) else "".join(traceback.format_exception(error)))
         self._end("failed", utc_now(), " ".join(sentence.removesuffix(": ").split())[:1000], type(error).__name__)
 
     def _raise_if_asked(self) -> None:
@@ -146,7 +174,9 @@ class RunContext:
         self, state: RunState, ended_at: datetime | None, error: str | None = None, failure: str | None = None
     ) -> None:
         self._ended.set()
-        self._write_progress()
+        self.run.room_file.unlink(missing_ok=True)
+        with suppress(DiskFullError):
+            self._write_progress()
         ended = {"state": state, "ended_at": ended_at, "error": error, "failure": failure}
         self.run.write_state(self.run.read_state_file().model_copy(update=ended))
         if self._claim is not None:
@@ -159,7 +189,7 @@ class RunContext:
         self._write_beat()
 
     def _append_progress(self, line: str) -> None:
-        with self.run.progress_file.open("ab") as file:
+        with room_needed(self.run.progress_file), self.run.progress_file.open("ab") as file:
             file.write(f"{line}\n".encode())
 
     def _write_beat(self) -> None:
@@ -171,7 +201,8 @@ class RunContext:
         while not self._ended.wait(HEARTBEAT_S):
             if not self.run.path.is_dir():
                 return  # the run was thrown away
-            self._write_beat()
+            with suppress(DiskFullError):  # there may be room again the next time
+                self._write_beat()
 
 
 class _Pace:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from metamoe_backend.errors import DiskFullError
+from metamoe_backend.errors import DiskFullError, MetaMoEError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -47,7 +47,7 @@ def room_needed(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _is_disk_full(error):
+        if isinstance(error, MetaMoEError) or not _is_disk_full(error):
             raise
         raise DiskFullError(
             f"The disk of {path} is full, or a quota is used up; free some space, then do it again or resume the run."

@@ -11,6 +11,8 @@ SCHEMA_VERSION = 1
 """Of manifest.json and the parts it names."""
 NOT_MINE = 3
 """Exit status of a worker that found the run taken: another worker has it, or somebody cancelled it."""
+NO_ROOM = 4
+"""Exit status of a worker for whose end there was no room on the disk."""
 Timestamp = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
 """Seconds since 1970 (UTC)."""
 Count = Annotated[int, Field(ge=0, lt=2**62)]

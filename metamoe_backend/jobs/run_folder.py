@@ -36,6 +36,7 @@ from metamoe_backend.config import NAME_PATTERN, StageConfig, parse_config
 from metamoe_backend.errors import ConfigError, NotFoundError, StorageError
 from metamoe_backend.jobs.durable import replace_file, replace_text, sync_folder
 from metamoe_backend.jobs.records import (
+    NO_ROOM,
     SCHEMA_VERSION,
     Heartbeat,
     Manifest,
@@ -96,6 +97,8 @@ class RunStatus:
     """Slurm's number for it."""
     waits_for: str | None = None
     """Slurm's word for why its job has not started."""
+    lost: bool = False
+    """Its process is gone, and nobody has written that into state.json yet."""
     responding: bool = True
     """False: it runs, but has given no sign of life for `STALE_AFTER_S`."""
     stopping: str | None = None
@@ -168,6 +171,11 @@ class RunFolder:
         return self.path / "alerts.jsonl"
 
     @property
+    def room_file(self) -> Path:
+        """Takes up room for as long as the worker lives, so that its end can be written where the disk is full."""
+        return self.path / ".room"
+
+    @property
     def worker_lock(self) -> Path:
         """Locked by the worker for as long as it lives."""
         return self.path / "worker.lock"
@@ -230,10 +238,10 @@ class RunFolder:
             shard=spec.shard,
             waits_for=state.waits_for,
         )
+        if status.state not in ("queued", "running"):
+            return replace(status, lost=self.read_state_file().state == "running")
         if status.state == "queued":
             return replace(status, idle_s=self._seconds_since_written())
-        if status.state != "running":
-            return status
         request = self.read_request()
         return replace(
             status,
@@ -270,7 +278,8 @@ class RunFolder:
             return state
         manifest, request = _read(Manifest, self.manifest_file), self.read_request()
         beat = _read(Heartbeat, self.heartbeat_file)
-        ended: dict[str, Any] = {"ended_at": utc_at(beat.at) if beat else state.started_at, "exit_code": exit_code}
+        last_seen = utc_at(min(beat.at, time.time())) if beat else state.started_at
+        ended: dict[str, Any] = {"ended_at": last_seen, "exit_code": exit_code}
         if manifest and manifest.attempt == state.attempt:
             ended |= {"state": manifest.state, "ended_at": manifest.ended_at}
         elif request and not request.save:
@@ -398,6 +407,11 @@ class RunFolder:
         for part in self.parts():
             if part.part not in listed:
                 part.path.unlink()
+
+    def discard_unfinished_files(self) -> None:
+        """Remove what `replace_file` was writing when a worker died. Hold `queue_lock` and the worker's."""
+        for path in (*self.path.glob(".*.json.*"), *self.output.rglob(".*"), *self.checkpoints.rglob(".*")):
+            path.unlink(missing_ok=True)
 
     def write_manifest(self, state: RunState, ended_at: datetime) -> None:
         """Hand over all parts emitted so far."""
@@ -555,6 +569,8 @@ def reason_of_death(exit_code: int | None) -> str:
     """One sentence for a worker that ended without saying why; a negative exit code is a signal."""
     if exit_code is None:
         return "The worker is gone (killed, or the computer was restarted); resume the run or start it again."
+    if exit_code == NO_ROOM:
+        return "The disk is full, or a quota is used up; free some space, then resume the run."
     if exit_code < 0:
         why = ", most often because memory ran out" if exit_code == -9 else ""
         return f"The worker was killed (signal {-exit_code}){why}; resume the run or start it again."

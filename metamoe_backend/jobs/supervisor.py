@@ -21,15 +21,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from metamoe_backend.errors import ConfigError, ConflictError, MetaMoEError, UnavailableError, UserError
+from metamoe_backend.errors import (
+    ConfigError,
+    ConflictError,
+    DiskFullError,
+    MetaMoEError,
+    UnavailableError,
+    UserError,
+)
 from metamoe_backend.jobs import slurm
 from metamoe_backend.jobs.alerts import read_alert_settings
 from metamoe_backend.jobs.devices import Device, list_devices, worker_environment
-from metamoe_backend.jobs.durable import locked, try_lock
-from metamoe_backend.jobs.records import NOT_MINE, StateFile
+from metamoe_backend.jobs.durable import locked, room_needed, try_lock
+from metamoe_backend.jobs.records import NO_ROOM, NOT_MINE, StateFile
 from metamoe_backend.jobs.run_folder import (
     RunFolder,
     RunStatus,
@@ -37,6 +45,7 @@ from metamoe_backend.jobs.run_folder import (
     find_run,
     list_runs,
     queue_lock,
+    reason_of_death,
     utc_now,
 )
 from metamoe_backend.jobs.webhook import Webhook
@@ -104,6 +113,8 @@ def submit_shards(workspace: Workspace, runs: Sequence[RunFolder], profile: str 
 def poll(workspace: Workspace, seen: Seen | None = None) -> list[RunStatus]:
     """How all runs stand, newest first. Starts a supervisor where work waits and none is there (it was killed).
 
+    That a worker is gone is written down, for readers on other machines, which cannot see it: by the supervisor, or
+    here for a run that was in nobody's queue.
     Who polls often hands in the same `seen` each time: it keeps the runs that have ended, and these are read again only
     when their state.json has changed (a resumed run).
     """
@@ -111,7 +122,17 @@ def poll(workspace: Workspace, seen: Seen | None = None) -> list[RunStatus]:
     if _need_supervisor(workspace, statuses):
         with locked(queue_lock(workspace)):
             _ensure_supervisor(workspace)
+    for status in statuses:
+        if status.lost and status.place is None:
+            _write_end(find_run(workspace, status.run_id))
     return statuses
+
+
+def _write_end(run: RunFolder) -> None:
+    with locked(queue_lock(run.workspace)), suppress(DiskFullError):
+        if run.read_state().lost:
+            run.write_state(run.settle())
+            run.room_file.unlink(missing_ok=True)
 
 
 def _read_statuses(workspace: Workspace, seen: Seen | None) -> list[RunStatus]:
@@ -122,7 +143,7 @@ def _read_statuses(workspace: Workspace, seen: Seen | None) -> list[RunStatus]:
 
 def _need_supervisor(workspace: Workspace, statuses: Sequence[RunStatus]) -> bool:
     """For runs of the local queue, and for those on Slurm where alerts are sent."""
-    active = [status for status in statuses if status.state in ("queued", "running")]
+    active = [status for status in statuses if status.lost or status.state in ("queued", "running")]
     if any(status.place is not None for status in active):
         return True
     return any(status.job is not None for status in active) and _sends_alerts(workspace)
@@ -295,7 +316,7 @@ class Supervisor:
         """Until nothing has been queued or running for a while; then gives `lock` back."""
         busy_at, watches = time.monotonic(), False
         while True:
-            busy = self.step()
+            busy = self._step_when_there_is_room()
             idle = not (busy or watches) and time.monotonic() - busy_at >= IDLE_S
             if self.webhook.is_due() or idle:  # a last look before it leaves
                 watches = self.watch()
@@ -304,6 +325,14 @@ class Supervisor:
             elif idle and self.leave(lock):
                 return
             time.sleep(POLL_S)
+
+    def _step_when_there_is_room(self) -> bool:
+        """A full disk holds the queue up, and costs no run its end: what could not be written is tried again."""
+        try:
+            return self.step()
+        except DiskFullError as error:
+            _say(str(error))
+            return True
 
     def step(self) -> bool:
         """See to what has ended, start what can start; returns whether anything is queued or running."""
@@ -349,18 +378,19 @@ class Supervisor:
             if exit_code is None:
                 self._enforce_cancel(run)
                 continue
-            del self.children[run]
             with locked(queue_lock(self.workspace)):
                 state = run.read_state_file()
                 settled = run.settle(exit_code)
                 unclaimed = state.state == "queued" and state.attempt == started_from.attempt
                 if unclaimed and exit_code != NOT_MINE:
                     why = f"The worker could not start (exit status {exit_code}); read the log, then resume the run."
+                    why = reason_of_death(exit_code) if exit_code == NO_ROOM else why
                     settled = state.model_copy(update={"state": "failed", "error": why})
                 if settled.attempt == started_from.attempt + 1 and settled.state not in ("queued", "running"):
                     settled = settled.model_copy(update={"exit_code": exit_code})
                 if settled != state:
                     self._end(run, settled)
+            del self.children[run]
 
     def _adopt(self, states: Mapping[RunFolder, StateFile]) -> set[str]:
         """The devices held by workers of an earlier supervisor; the end of those that are gone is written down."""
@@ -378,7 +408,7 @@ class Supervisor:
 
     def _enforce_cancel(self, run: RunFolder) -> None:
         request, process = run.read_request(), run.read_state_file().process
-        if request is None or request.save or time.time() - request.at < CANCEL_GRACE_S:
+        if request is None or request.save or 0 <= time.time() - request.at < CANCEL_GRACE_S:
             return
         if process is not None and process.is_alive():
             try:
@@ -388,7 +418,7 @@ class Supervisor:
 
     def _start(self, run: RunFolder, device: str) -> None:
         cwd = Path(run.read_spec().cwd)
-        with run.log_file.open("ab") as log:
+        with room_needed(run.log_file), run.log_file.open("ab") as log:
             process = subprocess.Popen(
                 [*self.worker_command, str(run.path.resolve()), "--device", device],
                 stdin=subprocess.DEVNULL,
@@ -402,7 +432,13 @@ class Supervisor:
 
     def _end(self, run: RunFolder, state: StateFile) -> None:
         run.write_state(state.model_copy(update={"ended_at": state.ended_at or utc_now()}))
-        print(f"{utc_now():%Y-%m-%d %H:%M:%S} {run.run_id}: {state.state} {state.error or ''}", flush=True)
+        run.room_file.unlink(missing_ok=True)
+        _say(f"{run.run_id}: {state.state} {state.error or ''}")
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # no room for the log
+        print(f"{utc_now():%Y-%m-%d %H:%M:%S} {text}", flush=True)
 
 
 def find_slot(wanted: str, processes: int, devices: Sequence[str], busy: set[str]) -> str | None:

@@ -2,7 +2,7 @@
 
 Loads what was asked for, computes, hands over. SIGTERM means stop and save; so does SIGUSR2, by which Slurm says that
 the time is nearly up. Exit status: 0 ended as asked (finished, stopped, cancelled), 2 a person's mistake, 1 a bug,
-3 not started because the run is not this worker's to start.
+3 not started because the run is not this worker's to start, 4 no room on the disk for writing down the end.
 """
 
 import argparse
@@ -14,10 +14,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from metamoe_backend.errors import ConflictError, NotFoundError, StopRequested, UnavailableError, UserError
+from metamoe_backend.errors import (
+    ConflictError,
+    DiskFullError,
+    NotFoundError,
+    StopRequested,
+    StorageError,
+    UnavailableError,
+    UserError,
+)
 from metamoe_backend.jobs import slurm
 from metamoe_backend.jobs.context import RunContext
-from metamoe_backend.jobs.records import NOT_MINE
+from metamoe_backend.jobs.durable import room_needed
+from metamoe_backend.jobs.records import NO_ROOM, NOT_MINE
 from metamoe_backend.jobs.run_folder import RunFolder
 from metamoe_backend.jobs.team import open_team
 from metamoe_backend.memory import is_out_of_memory, list_remedies, make_memory_error
@@ -41,6 +50,8 @@ def run(
     except ConflictError as error:
         print(error, file=sys.stderr)
         return NOT_MINE
+    except (StorageError, DiskFullError) as error:
+        return _fail(context, error, 2)
     _stop_on_signals(context)
     try:
         _compute(folder, stages, device, context)
@@ -49,12 +60,18 @@ def run(
         else:
             context.finish()
     except UserError as error:
-        context.fail(error)
-        return 2
+        return _fail(context, error, 2)
     except BaseException as error:  # noqa: BLE001 - the last line of defence: kept in the run's state and log
-        context.fail(error)
-        return 1
+        return _fail(context, error, 1)
     return 0
+
+
+def _fail(context: RunContext, error: BaseException, status: int) -> int:
+    try:
+        context.fail(error)
+    except DiskFullError:
+        return NO_ROOM  # whoever started this process writes it down when there is room
+    return status
 
 
 def _compute(folder: RunFolder, stages: Mapping[str, Stage], device: str | None, context: RunContext) -> None:
@@ -67,7 +84,7 @@ def _compute(folder: RunFolder, stages: Mapping[str, Stage], device: str | None,
         config = config.model_copy(update={"device": device.partition(":")[0]})
     context.log(f"{spec.stage} {spec.name}: started by {spec.by} on {device or 'this machine'}")
     try:
-        with open_team(folder, getattr(config, "processes", 1), device):
+        with room_needed(folder.path), open_team(folder, getattr(config, "processes", 1), device):
             stage.compute(folder.read_inputs(), config, context)
     except StopRequested as stop:
         context.stop_asked = stop

@@ -11,6 +11,8 @@ import re
 import shutil
 from pathlib import Path
 
+from metamoe_backend.errors import DiskFullError
+
 SEAL = "COMPLETE.json"
 KEPT = 2
 
@@ -28,6 +30,19 @@ def seal_checkpoint(folder: Path, step: int) -> None:
     temporary.replace(folder / SEAL)
     flush(folder)
     flush(folder.parent)
+
+
+def require_room(scratch: Path, parameters: int) -> None:
+    """Raise `DiskFullError` unless the checkpoints of a training of so many parameters fit on the disk of `scratch`.
+
+    Each holds the parameters and AdamW's two moments of them, 4 bytes a number; `KEPT` lie there while one is written.
+    """
+    needed, free = 3 * 4 * parameters * (KEPT + 1), shutil.disk_usage(scratch).free
+    if needed > free:
+        raise DiskFullError(
+            f"The checkpoints of {parameters:,} trained parameters need {needed / 1e6:,.0f} MB, and the disk of "
+            f"{scratch} has {free / 1e6:,.0f} MB left; free some space, or train fewer (a lower rank, fewer modules)."
+        )
 
 
 def find_checkpoint(scratch: Path) -> Path | None:

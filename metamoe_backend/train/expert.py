@@ -169,7 +169,7 @@ def _publish_blocks(name: str, made: "list[nn.Module]", config: TrainConfig, con
     def write(written: Path) -> None:
         hashes.append(write_blocks(written, config.base, find_places(made), made))
 
-    name = publish_folder(folder, name, context.run_id, write)
+    name = publish_folder(context, folder, name, write)
     system = {
         "system": name, "kind": "baseline", "base": config.base,
         "path": (folder / name).relative_to(context.workspace_root).as_posix(), "experts": [],

@@ -16,7 +16,7 @@ from metamoe_backend.config import OptimSettings
 from metamoe_backend.errors import ConfigError, StopRequested
 from metamoe_backend.memory import is_out_of_memory, list_training_remedies, make_memory_error
 from metamoe_backend.stage import Context
-from metamoe_backend.train.checkpoints import find_checkpoint
+from metamoe_backend.train.checkpoints import find_checkpoint, require_room
 from metamoe_backend.train.examples import (
     Example,
     collate,
@@ -90,6 +90,7 @@ def run_training(
     reporter = _add_reporter(trainer, held_back, optim, context, steps) if team.is_first else None
     trainer.add_callback(StopTogether(team))  # after the reporter, which may be asked to stop
     found = find_checkpoint(context.scratch)
+    require_room(context.scratch, sum(values.numel() for values in model.parameters() if values.requires_grad))
     if found:
         context.log(f"Going on from {found.name}.")
     try:

@@ -282,7 +282,7 @@ def _publish(
         nonlocal sha256
         sha256 = write_mixture(written, spec, gates, router, trained)
 
-    published = publish_folder(folder, name, context.run_id, write)
+    published = publish_folder(context, folder, name, write)
     mixture.detach()
     return published, sha256
 
