@@ -11,11 +11,11 @@ from metamoe_backend.jobs.run_folder import RunFolder, RunStatus, find_run
 from metamoe_backend.jobs.supervisor import Seen, poll
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.runs import fetch_losses, fetch_metrics
-from pages.shared.state import get_store, get_workspace, per_version
+from pages.shared.state import get_store, get_workspace, per_version, per_version_shared
 
 ACTIVE = ("queued", "running")
 LEARNING_STAGES = ("train", "moe")
-_SPARKLINE_POINTS = 60
+_SPARKLINE_POINTS = 30
 
 
 @st.cache_resource(show_spinner=False, max_entries=8)
@@ -81,6 +81,6 @@ def _load_metrics(store: Store, run_id: str) -> pd.DataFrame:
     return fetch_metrics(store, run_id)
 
 
-@per_version
+@per_version_shared
 def _load_losses(store: Store) -> dict[str, list[float]]:
     return fetch_losses(store)
