@@ -5,7 +5,7 @@ person would run it: one command of the harness per system (it reads one adapter
 `A_vs_B` is how many times as long A takes, processes in turn: wall time, and with `_cpu` processor time of all threads,
 which other programs disturb less. 100 items a set and 3 rounds unless said; quick: 8 items, one round, 3 systems.
 `identical_predictions`: share of the zero-shot answers, adapters' too, in which both choose the same option;
-`loglik_difference`: the largest difference of a log-likelihood among them, in nats.
+`loglik_difference_micronats`: the largest difference of a log-likelihood among them, in millionths of a nat.
 """
 
 import json
@@ -205,7 +205,7 @@ def main() -> None:
     if checked:
         same, answers = (sum(values) for values in list(zip(*checked, strict=True))[:2])
         add("identical_predictions", [same / answers], int(answers))
-        add("loglik_difference", [max(difference for *_, difference in checked)], int(answers))
+        add("loglik_difference_micronats", [1e6 * max(difference for *_, difference in checked)], int(answers))
     report(figures, options)
 
 

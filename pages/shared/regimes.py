@@ -13,6 +13,8 @@ from pages.shared.review_views import filter_words
 from pages.shared.state import per_version, select_in_address
 
 AS_SCORED = "scored"
+WIDTH = 420
+"""Of a choice, in pixels."""
 
 
 @per_version
@@ -26,7 +28,8 @@ def render_metric(store: Store, predictions: pd.DataFrame, key: str) -> pd.DataF
     codes = [AS_SCORED, *list_metrics(predictions)]
     if len(codes) == 1:
         return predictions
-    chosen = select_in_address(_("Metric"), codes, key, lambda code: names[code])
+    with st.container(width=WIDTH):
+        chosen = select_in_address(_("Metric"), codes, key, lambda code: names[code])
     if chosen == AS_SCORED:
         return predictions
     measured = load_measured(store, chosen)
