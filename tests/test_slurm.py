@@ -141,6 +141,11 @@ def test_the_batch_script_asks_for_what_the_profile_says(workspace: Workspace, c
         f"--output={run.log_file}", f"--chdir={Path.cwd()}", f"--job-name=metamoe-{run.run_id}",
     }  # fmt: skip
     assert asked == wanted
+    request = slurm.describe_request(slurm.read_profile(workspace, "big"), 2).splitlines()
+    shown = {word.replace("a100|h100", "'a100|h100'") for word in shlex.split(request[0])[1:]}
+    assert shown <= wanted and len(shown) == 9, "what a person is shown is what Slurm is asked for"
+    assert request[1:] == ["module load cuda", "source ~/env.sh", "# 2 processes, one GPU each, train together (gloo)"]
+    assert request[0] in run.read_log()
     assert lines.index("module load cuda") + 1 == lines.index("source ~/env.sh")
     words = shlex.split(lines[-2] if lines[-1] == "" else lines[-1])
     assert words[-5:] == [str(run.path), "--device", "cuda:0,cuda:1", "--requeues", "5"] and words[0] == "exec"

@@ -103,6 +103,7 @@ def test_two_processes_make_the_adapter_of_one(workspace: Workspace, base_folder
     run = make_run(workspace, make_config(base_folder, "pair", 2))
     assert start(run).wait() == 0, run.read_log()
     assert run.read_state().state == "finished"
+    assert "2 processes train together, joined by gloo: 0 on the CPU with" in run.read_log()
     assert_same_adapter(workspace, "pair", "alone")
     assert sorted(path.name for path in workspace.adapters.iterdir()) == ["alone", "pair"], "one process publishes"
     losses, expected = (each.query("name == 'loss'")["value"].tolist() for each in (run.read_progress(), before))

@@ -61,6 +61,7 @@ def submit(run: RunFolder, state: StateFile, worker_command: Sequence[str]) -> N
     words = [*worker_command, str(run.path.resolve()), "--device", device, "--requeues", str(profile.requeues)]
     job = _submit_command(run, profile, f"exec {shlex.join(words)}", device)
     run.write_state(state.model_copy(update={"job": job}))
+    run.append_log(f"Slurm's job {job}: {describe_request(profile)}")
 
 
 def submit_array(runs: Sequence[RunFolder], name: str, worker_command: Sequence[str]) -> None:
@@ -77,6 +78,7 @@ def submit_array(runs: Sequence[RunFolder], name: str, worker_command: Sequence[
     for index, run in enumerate(runs, 1):
         state = run.read_state_file()
         run.write_state(state.model_copy(update={"profile": name, "job": f"{job}_{index}"}))
+        run.append_log(f"Slurm's job {job}_{index}: {describe_request(profile)}")
 
 
 def poll(workspace: Workspace, statuses: Sequence[RunStatus]) -> set[str]:
@@ -151,6 +153,27 @@ def choose_device(config: Mapping[str, Any], profile: Profile, name: str) -> str
     return ",".join(f"cuda:{number}" for number in range(processes))
 
 
+def describe_request(profile: Profile, processes: int = 1) -> str:
+    """What Slurm is asked for and what the node then does, as lines of a batch script."""
+    options = {**_list_options(profile), "signal": f"B:USR2@{profile.save_s}"}
+    words = [f"--{option}={value}" for option, value in options.items() if value is not None]
+    together = [f"# {processes} processes, one GPU each, train together (gloo)"] if processes > 1 else []
+    return "\n".join([f"sbatch --requeue {shlex.join(words)}", *profile.setup, *together])
+
+
+def _list_options(profile: Profile) -> dict[str, str | int | None]:
+    """sbatch's options by their names; None: not said."""
+    return {
+        "partition": profile.partition,
+        "time": profile.time_min,
+        "gpus-per-node": profile.gpus or None,
+        "cpus-per-task": profile.cpus,
+        "mem": None if profile.memory_gb is None else f"{profile.memory_gb}GB",
+        "constraint": profile.constraint,
+        "account": profile.account,
+    }
+
+
 # ---- asking Slurm -------------------------------------------------------------------------------------------------
 
 
@@ -174,13 +197,7 @@ def _submit_command(
     executor = SlurmExecutor(folder)
     executor.update_parameters(
         job_name=f"metamoe-{run.run_id}",
-        partition=profile.partition,
-        time=profile.time_min,
-        gpus_per_node=profile.gpus or None,
-        cpus_per_task=profile.cpus,
-        mem=None if profile.memory_gb is None else f"{profile.memory_gb}GB",
-        constraint=profile.constraint,
-        account=profile.account,
+        **{option.replace("-", "_"): value for option, value in _list_options(profile).items()},
         wckey=None,
         stderr_to_stdout=True,
         use_srun=False,

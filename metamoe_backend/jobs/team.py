@@ -71,6 +71,9 @@ def open_team(
     cores = len(os.sched_getaffinity(0)) // processes if kind == "cpu" else None
     os.environ["CUDA_VISIBLE_DEVICES"] = seen[0]
     _limit_threads(cores)
+    threads = f"the CPU with {max(1, cores or 1)} threads"
+    places = [f"{rank} on {f'GPU {gpu}' if gpu else threads}" for rank, gpu in enumerate(seen)]
+    run.append_log(f"{processes} processes train together, joined by gloo: {'; '.join(places)}.")
     with TemporaryDirectory() as folder:
         meeting = str(Path(folder) / "meeting")
         others = [

@@ -21,7 +21,7 @@ from metamoe_backend.config import (
 from metamoe_backend.errors import ConfigError
 from metamoe_backend.jobs.devices import list_devices
 from metamoe_backend.jobs.profile import list_profiles, read_profile
-from metamoe_backend.jobs.slurm import choose_device
+from metamoe_backend.jobs.slurm import choose_device, describe_request
 from metamoe_backend.launch import launch
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.data_selections import fetch_data_selections
@@ -311,15 +311,21 @@ def _render_start(stage: str, values: dict[str, Any], profile: str | None) -> No
     """The command that would do the same, and the button; a setting that cannot be is named in their place."""
     from metamoe_backend.jobs.command_line import make_command_line
 
+    request = None
     try:
         config = parse_config(_CONFIG_OF_STAGE[stage], values)
         if profile is not None:
-            choose_device(config.model_dump(mode="json"), read_profile(get_workspace(), profile), profile)
+            asked = read_profile(get_workspace(), profile)
+            choose_device(config.model_dump(mode="json"), asked, profile)
+            request = describe_request(asked, getattr(config, "processes", 1))
     except ConfigError as error:
         st.warning(plain(error), icon=":material/edit:")
         st.button(_("Start"), key="jobs_new_start", type="primary", disabled=True)
         return
     render_need(config, profile)
+    if request is not None:
+        st.caption(_("What Slurm is asked for:"))
+        st.code(request, language="bash", wrap_lines=True)
     st.caption(_("The same on the command line, while this dashboard is closed:"))
     st.code(make_command_line(get_workspace(), stage, config, profile), language="bash", wrap_lines=True)
     if st.button(_("Start"), key="jobs_new_start", type="primary", icon=":material/play_arrow:"):
