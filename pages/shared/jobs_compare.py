@@ -58,7 +58,7 @@ def render_comparison(statuses: Sequence[RunStatus], shown: RunStatus) -> None:
             return
         words = {other.run_id: describe(other) for other in others}
         chosen = st.multiselect(
-            _("Compare with"), list(words), default=[others[0].run_id], max_selections=len(LETTERS) - 1,
+            _("Compare with"), list(words), default=[_choose_first(others).run_id], max_selections=len(LETTERS) - 1,
             format_func=lambda run_id: words.get(run_id, run_id), key=f"jobs_others_{shown.run_id}",
         )  # fmt: skip
         if chosen:
@@ -66,6 +66,11 @@ def render_comparison(statuses: Sequence[RunStatus], shown: RunStatus) -> None:
             _render_runs(dict(zip(LETTERS, [shown.run_id, *chosen], strict=False)), words)
         else:
             st.caption(_("Choose up to {n} runs.").format(n=len(LETTERS) - 1))
+
+
+def _choose_first(others: Sequence[RunStatus]) -> RunStatus:
+    """The newest that has something to compare."""
+    return next((other for other in others if other.metrics), others[0])
 
 
 def describe(status: RunStatus) -> str:
