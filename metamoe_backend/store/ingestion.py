@@ -81,7 +81,10 @@ def ingest_run(store: Store, run: RunFolder) -> str:
 def _ingest_part(cursor: duckdb.DuckDBPyConnection, run_id: str, path: Path, part: dict[str, str | int]) -> None:
     target = str(part["target"])
     if target not in RUN_TABLES:
-        raise StorageError(f"{path.parent.parent / 'manifest.json'} names a table {target!r} that runs do not feed.")
+        raise StorageError(
+            f"{path.parent.parent / 'manifest.json'} names a table {target!r} that runs do not feed; "
+            f"move the folder of run {run_id} out of runs/ and start the run again."
+        )
     if not path.is_file() or _sha256(path) != part["sha256"]:
         raise StorageError(
             f"{path} is missing or differs from its manifest (cut short or changed); "
