@@ -18,10 +18,12 @@ from metamoe_backend.models.lora_moe import GateSettings, attach_experts
 from metamoe_backend.models.systems import OpenSystem
 from metamoe_backend.store.results import fetch_predictions
 from tests.conftest import insert_rows
-from tests.test_evaluate_stage import PER_TASK, Prepared, base, one_thread, prepared  # noqa: F401
+from tests.test_evaluate_stage import PER_TASK, Prepared, base, prepared  # noqa: F401
 from tests.test_generation import generate
 from tests.test_loglikelihood import encode, score_packed
 from tests.tiny_models import make_tiny_adapter
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>\n{% endfor %}<assistant>"
 EXAMPLES = "Question: Which of these is an animal that barks?\nAnswer: a dog\n\n"
