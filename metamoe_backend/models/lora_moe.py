@@ -16,7 +16,6 @@ import numpy as np
 # This module is little but subclasses of torch's modules, and is imported inside functions only.
 import torch  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
-from torch.nn import functional  # noqa: TID253
 
 from metamoe_backend.config import (
     LEARNT_GATE_MODES,
@@ -26,7 +25,7 @@ from metamoe_backend.config import (
     Granularity,
     RoutingMode,
 )
-from metamoe_backend.models import gates
+from metamoe_backend.models import gates, onednn
 from metamoe_backend.models.adapters import AdapterWeights, check_fit, find_layer
 
 
@@ -230,10 +229,10 @@ class WideLora(nn.Module):
         if site.routing.silent:
             return self.linear(x)
         assert site.gates is not None
-        hidden = functional.linear(x.to(self.a.dtype), self.a)
+        hidden = onednn.linear(x.to(self.a.dtype), self.a)
         hidden = hidden * (site.gates @ self.spread).to(hidden.dtype)
         y = self.linear(x)
-        return y + functional.linear(hidden, self.b).to(y.dtype)
+        return y + onednn.linear(hidden, self.b).to(y.dtype)
 
 
 class Mixture:

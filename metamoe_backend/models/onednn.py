@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CPU_INFO = Path("/proc/cpuinfo")
+FEWEST_ROWS = 32
+"""Below, as for the one row a step of generation multiplies, what a call of oneDNN costs is more than it saves."""
 
 
 def multiply_by_onednn(model: "nn.Module") -> None:
-    """Let the float32 linear modules of a model on a CPU read by oneDNN. Whatever needs gradients goes as before."""
+    """Let the float32 linear modules of a model on a CPU multiply by `linear`. What needs gradients goes as before."""
     import torch
     from torch import nn
 
@@ -38,12 +40,16 @@ def is_faster() -> bool:
     return "GenuineIntel" not in CPU_INFO.read_text(encoding="utf-8", errors="replace")
 
 
-def _forward(module: Any, x: "Tensor") -> "Tensor":
+def linear(x: "Tensor", weight: "Tensor", bias: "Tensor | None" = None) -> "Tensor":
+    """x W^T + b over the last dimension, by oneDNN where that is faster and nobody asks for gradients."""
     import torch
 
-    weight, bias = module.weight, module.bias
-    plain = x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu" and x.numel()
-    if torch.is_grad_enabled() or not plain:
+    plain = x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
+    if torch.is_grad_enabled() or not plain or x.numel() < FEWEST_ROWS * weight.shape[1] or not is_faster():
         return torch.nn.functional.linear(x, weight, bias)
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return result
+
+
+def _forward(module: Any, x: "Tensor") -> "Tensor":
+    return linear(x, module.weight, module.bias)
