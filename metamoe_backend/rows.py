@@ -381,10 +381,10 @@ class Prediction:
     system_hash: Annotated[str, "hash of the weights that answered"]
     base_hash: Annotated[str, "hash of the base model's weights"]
     dtype: Annotated[str, "float32, bfloat16 …"]
+    run_id: Annotated[str, "evaluation run"]
     cut_tokens: Annotated[
         int | None, "tokens at the prompt's beginning that the model had no room for; NULL in older recordings"
     ]
-    run_id: Annotated[str, "evaluation run"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,3 +106,7 @@ def test_verbs_take_a_metric_and_say_what_it_does_not_measure(synthetic: Workspa
     assert found == {cell: (row["sum"], row["size"]) for cell, row in expected.iterrows()}
     assert main(["--workspace", str(synthetic.root), "outcomes", "--metric", "strict"]) == 2
     assert "No answer here was scored by number" in capsys.readouterr().err
+
+
+def test_where_nothing_is_answered_nothing_is_measured(store: Store) -> None:
+    assert list_metrics(fetch_predictions(store)) == []

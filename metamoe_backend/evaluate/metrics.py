@@ -63,4 +63,4 @@ def choose_metric(predictions: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def _find_measured(predictions: pd.DataFrame, metric: str) -> pd.Series:
-    return predictions["regime"].str.partition(",")[0].eq(METRICS[metric][0])
+    return predictions["regime"].str.split(",").str[0].eq(METRICS[metric][0])
