@@ -139,7 +139,8 @@ def _render_comparison(frame: pd.DataFrame, references: tuple[str, ...], key: st
         shown[f"{reference}_p"] = frame[f"{reference}_p"].map(p_text).tolist()
     labels = {"system": _("System"), "accuracy": _("Accuracy (95 % interval)"), "n": "n"}
     labels |= {each: against[each] for each in references}
-    show_table(pd.DataFrame(shown), key, labels=labels, formats={f"{each}_p": p_column() for each in references})
+    formats = {f"{each}_p": p_column() for each in references}
+    show_table(pd.DataFrame(shown), key, labels=labels, formats=formats, height="content")  # few rows: none hidden
 
 
 def _accuracy(row: dict[Any, Any]) -> str:

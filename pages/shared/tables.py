@@ -61,7 +61,7 @@ def show_table(
     select: Literal["single-row", "multi-row"] | None = None,
     formats: Mapping[str, Any] | None = None,
     hide: Collection[str] = (),
-    height: int | None = None,
+    height: int | Literal["content"] | None = None,
     alt: str | None = None,
 ) -> pd.DataFrame:
     """Show a table; returns the rows that are picked (none where `select` is None).
