@@ -11,6 +11,7 @@ import copy
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,7 @@ def main() -> None:
     """Measure and report."""
     parser = make_parser(__doc__ or "")
     parser.add_argument("--threads", type=int, default=2, help="one, where others compute on the same cores")
+    parser.add_argument("--cpu", action="store_true", help="processor time, not wall time: where others compute")
     parser.add_argument("--rounds", type=int, help="how often each side is timed: 5, quick 2")
     parser.add_argument("--memory", choices=["lora", "ours"], help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -164,6 +166,7 @@ def main() -> None:
         return
     rounds, shapes = (2, QUICK_SHAPES) if options.quick else (5, SHAPES)
     rounds = options.rounds or rounds
+    clock = time.process_time if options.cpu else time.perf_counter
     base = load_base("smollm2-135m", "cpu").model.eval()
     figures: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -172,18 +175,18 @@ def main() -> None:
         models["bare"] = base
         for shape, (rows, width) in shapes.items():
             tokens = draw_tokens(rows, width)
-            seconds = time_alternating({n: forward(m, tokens) for n, m in models.items()}, rounds)
+            seconds = time_alternating({n: forward(m, tokens) for n, m in models.items()}, rounds, clock)
             for figure, (first, second) in FORWARD.items():
                 found = compare({first: seconds[first], second: seconds[second]}, second)
                 figures[f"{figure}{shape}"] = found[f"{first}_vs_{second}"]
         prompt = draw_tokens(1, 64)
         sides = {n: generate(models[n], prompt) for n in ("lora", "ours", "ours32")}
-        seconds = time_alternating(sides, max(1, rounds // 2))
+        seconds = time_alternating(sides, max(1, rounds // 2), clock)
         figures |= {n.replace("ours", "generate"): f for n, f in compare(seconds, "lora").items()}
     trained = {side: make_trained(base, side) for side in ("lora", "ours")}
     for shape, (rows, width) in shapes.items():
         tokens = draw_tokens(rows, width)
-        seconds = time_alternating({n: step(m.train(), tokens) for n, m in trained.items()}, rounds)
+        seconds = time_alternating({n: step(m.train(), tokens) for n, m in trained.items()}, rounds, clock)
         figures[f"train_vs_lora{shape}"] = compare(seconds, "lora")["ours_vs_lora"]
     for side in ("lora", "ours"):
         megabytes = [run_memory(side) for _ in range(1 if options.quick else 3)]
