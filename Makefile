@@ -34,10 +34,10 @@ check: setup-dev
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-# Browsers are driven one at a time; everything else in two processes of one thread each.
+# Browsers are driven one at a time; everything else in two processes. One thread each: two beside a busy browser are slower.
 test: check
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not browser and not slurm and not faults"
-	$(PY) -m pytest -m browser
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m browser
 
 # The tests that need neither the packaged model nor a browser.
 fast: setup-dev

@@ -102,6 +102,9 @@ def test_a_run_outlives_the_dashboard_and_is_stopped_resumed_and_finished(
             assert run.read_state().state == "stopped" and done < stopped_at < STEPS
             screenshot(page, "jobs_stopped", full=True)
             page.get_by_role("button", name="Resume").click()
+            wait_for(
+                lambda: run.read_state().state in ("finished", "failed")
+            )  # the page said the same while it was stopped
             finished = page.get_by_text(f"Nothing is running; {ended + 1} runs have ended.")
             expect(finished).to_be_visible(timeout=RUN_MS)
     assert run.read_state().state == "finished", run.read_state().error
