@@ -31,6 +31,19 @@ def store(workspace: Workspace) -> Iterator[Store]:
         yield opened
 
 
+@pytest.fixture
+def queue(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
+    """A workspace whose supervisor knows the counting stage; nothing of it outlives the test."""
+    from metamoe_backend.jobs import supervisor
+    from tests.fake_jobs import SUPERVISOR_COMMAND, find_processes
+
+    monkeypatch.setattr(supervisor, "SUPERVISOR_COMMAND", SUPERVISOR_COMMAND)
+    yield workspace
+    for process in find_processes(workspace):
+        process.kill()
+        process.wait()
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Tiny models are faster on one thread, and a busy machine does not make them wait for a second."""

@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
+
 from metamoe_backend.config import Device, StageConfig
 from metamoe_backend.errors import DivergedError, InputError, StopRequested
 from metamoe_backend.jobs import supervisor, webhook, worker
 from metamoe_backend.stage import Context, Inputs, Stage
+from metamoe_backend.workspace import Workspace
 
 SCRIPT = Path(__file__).resolve()
 WORKER_COMMAND = (sys.executable, str(SCRIPT), "worker")
@@ -69,6 +72,17 @@ def _count(inputs: Inputs, config: CountConfig, context: Context) -> None:
 
 
 STAGES = {"count": Stage("count", CountConfig, (), ("rejected_row",), lambda store, config: {}, compute)}
+
+
+def find_processes(workspace: Workspace, role: str = "") -> list[psutil.Process]:
+    """The supervisors and workers of this very workspace."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        words = process.info["cmdline"] or []
+        ours = any(word.startswith(str(workspace.root.resolve())) for word in words)
+        if ours and role in [*words, ""] and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
 
 
 def wait_for(condition: Callable[[], Any]) -> Any:

@@ -17,8 +17,8 @@ from metamoe_backend.jobs.context import RunContext
 from metamoe_backend.jobs.run_folder import RunStatus, create_run, utc_now
 from metamoe_backend.jobs.webhook import Webhook, send
 from metamoe_backend.workspace import Workspace
-from tests.fake_jobs import SUPERVISOR_COMMAND, wait_for
-from tests.test_supervisor import find_processes, submit_run, wait_until, wait_until_it_leaves
+from tests.fake_jobs import SUPERVISOR_COMMAND, find_processes, wait_for
+from tests.test_supervisor import submit_run, wait_until, wait_until_it_leaves
 
 NOW = datetime(2026, 11, 21, 12)
 RUN = RunStatus(run_id="r1", stage="train", name="arith", by="ana", created_at=NOW, state="running", place=1, idle_s=5)

@@ -1,6 +1,5 @@
 """The verb jobs: the Jobs page's twin, with real supervisors and workers of a stage that only counts."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,8 @@ from metamoe_backend.verbs import jobs
 from metamoe_backend.workspace import Workspace
 from tests import fake_jobs
 from tests.conftest import insert_questions, insert_rows
-from tests.fake_jobs import SUPERVISOR_COMMAND
 from tests.test_cli import Said, say, say_json
-from tests.test_supervisor import find_processes, submit_run, submit_waiting, wait_until
-
-
-@pytest.fixture
-def queue(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
-    """A workspace whose supervisor knows the counting stage; nothing of it outlives the test."""
-    monkeypatch.setattr(supervisor, "SUPERVISOR_COMMAND", SUPERVISOR_COMMAND)
-    yield workspace
-    for process in find_processes(workspace):
-        process.kill()
-        process.wait()
+from tests.test_supervisor import submit_run, submit_waiting, wait_until
 
 
 def ask(workspace: Workspace, *words: object) -> Said:

@@ -4,13 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pynvml
 import pytest
 
@@ -33,30 +31,9 @@ from metamoe_backend.jobs.supervisor import (
     submit,
 )
 from metamoe_backend.workspace import Workspace
-from tests.fake_jobs import SUPERVISOR_COMMAND, WORKER_COMMAND, wait_for
+from tests.fake_jobs import SUPERVISOR_COMMAND, WORKER_COMMAND, find_processes, wait_for
 
 CPU = Device("cpu", "two cores")
-
-
-@pytest.fixture
-def queue(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
-    """A workspace whose supervisor knows the fake stage; nothing of it outlives the test."""
-    monkeypatch.setattr(supervisor, "SUPERVISOR_COMMAND", SUPERVISOR_COMMAND)
-    yield workspace
-    for process in find_processes(workspace):
-        process.kill()
-        process.wait()
-
-
-def find_processes(workspace: Workspace, role: str = "") -> list[psutil.Process]:
-    """The supervisors and workers of this very workspace."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "status"]):
-        words = process.info["cmdline"] or []
-        ours = any(word.startswith(str(workspace.root.resolve())) for word in words)
-        if ours and role in [*words, ""] and process.info["status"] != psutil.STATUS_ZOMBIE:
-            found.append(process)
-    return found
 
 
 def make_run(workspace: Workspace, **config: Any) -> RunFolder:
