@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 
 from metamoe_backend.config import EvaluateConfig
+from metamoe_backend.evaluate.answering import find_stop_texts
 from metamoe_backend.evaluate.asking import add_shown_text, choose_ways
 from metamoe_backend.evaluate.letters import add_letters, extract_letter, has_letters
 from metamoe_backend.evaluate.prompts import draw_shots, encode_blank, make_shots, make_shown_text
 from metamoe_backend.ingest.files import read_records
 from metamoe_backend.ingest.formats import RowRejected, choose_template, find_format
-from metamoe_backend.ingest.openings import find_bbh_opening
+from metamoe_backend.ingest.openings import find_opening
 from metamoe_backend.launch import run_now
 from metamoe_backend.models.base import load_base
 from metamoe_backend.store.connection import Store
@@ -90,6 +91,8 @@ def test_a_set_goes_from_file_to_task(name: str, store: Store, tmp_path: Path):
     [
         ("MMLU", "algebra", "The following are multiple choice questions (with answers) about abstract algebra.",
          "What is 1 + 2?\nA. 3\nB. 4\nC. 5\nD. 6\nAnswer: A\n\nWhat is 2 + 2?\nA. 3\nB. 4\nC. 5\nD. 6\nAnswer:"),
+        ("CMMLU", "cmmlu_elementary_mathematics", "以下是关于初等数学的单项选择题，请直接给出正确答案的选项。",
+         "一加二等于？\nA. 三\nB. 四\nC. 五\nD. 六\n答案： A\n\n二加二等于？\nA. 三\nB. 四\nC. 五\nD. 六\n答案："),
         ("BBH", "bbh_boolean_expressions", "Evaluate the result of a random Boolean expression.",
          "Q: True or False is\nA: True\n\nQ: not ( True ) and ( True ) is\nA:"),
         ("OpenBookQA", "openbookqa", "", "What is cold is ice\n\nWhat is hot is"),
@@ -108,11 +111,32 @@ def test_an_opening_stands_once_before_the_examples(name: str, task: str, openin
 
 
 def test_every_part_of_bbh_begins_with_a_sentence_of_its_own():
-    assert find_bbh_opening("logical-deduction-three-objects") == (
+    assert find_opening("BBH", "logical-deduction-three-objects") == (
         "A logical deduction task which requires deducing the order of a sequence of objects."
     )
-    assert find_bbh_opening("BBH/word_sorting") == "Sort a list of words."
-    assert find_bbh_opening("my own questions") is None
+    assert find_opening("BBH", "BBH/word_sorting") == "Sort a list of words."
+    assert find_opening("BBH", "my own questions") is None
+    assert find_opening("ARC", "word_sorting") is None
+
+
+def test_every_part_of_cmmlu_begins_with_its_subject():
+    assert find_opening("CMMLU", "cmmlu_agronomy") == "以下是关于农学的单项选择题，请直接给出正确答案的选项。"
+    assert "大学教育学" in find_opening("CMMLU", "CMMLU/college-education")
+    assert "关于教育学" in find_opening("CMMLU", "education")
+    assert find_opening("CMMLU", "reeducation") is None
+
+
+def test_answers_to_bbh_end_where_the_harness_ends_them(store: Store, tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in SETS["BBH"][0]))
+    for task in ("bbh_boolean_expressions", "my-own"):
+        run_now(store, "ingest", {"source": str(path), "task": task}, "ana")
+    part, own = (
+        fetch_evaluation_questions(store, [task], "test", None, 0) for task in ("bbh_boolean_expressions", "my-own")
+    )
+    assert find_stop_texts(part) == ("</s>", "Q:", "<|im_end|>")
+    assert find_stop_texts(part, 3) == ("</s>", "Q", "\n\n")
+    assert find_stop_texts(own) == ("\n",)
 
 
 def test_the_nested_layout_of_the_authors_is_read():

@@ -15,7 +15,14 @@ from metamoe_backend.evaluate.generation import Stop, find_stop_tokens, iterate_
 from metamoe_backend.evaluate.letters import extract_letter
 from metamoe_backend.evaluate.loglikelihood import PackedQuestion, iterate_logliks, pack_question
 from metamoe_backend.evaluate.programs import list_stops
-from metamoe_backend.evaluate.prompts import encode_blank, encode_pair, encode_prompt, has_blank, make_continuation
+from metamoe_backend.evaluate.prompts import (
+    encode_blank,
+    encode_pair,
+    encode_prompt,
+    has_blank,
+    is_of_bbh,
+    make_continuation,
+)
 from metamoe_backend.evaluate.scorers import score_choices, score_output, score_programs
 
 if TYPE_CHECKING:
@@ -230,10 +237,15 @@ def _score_outputs(
     return [None] * len(outputs), [score_output(*one) for one in about]
 
 
-def find_stop_texts(questions: pd.DataFrame) -> tuple[str, ...]:
+_BBH_STOPS = ("</s>", "Q:", "<|im_end|>")
+_BBH_STOPS_BEHIND_EXAMPLES = ("</s>", "Q", "\n\n")
+"""Those of lm-evaluation-harness' tasks bbh_zeroshot_* and bbh_fewshot_*."""
+
+
+def find_stop_texts(questions: pd.DataFrame, n_shot: int = 0) -> tuple[str, ...]:
     """Where a task's generated answers end: a new line, or an empty line if its right answers have several lines.
 
-    Programs end where their benchmark says (`programs.list_stops`).
+    Programs and answers to BBH end where their benchmark says (`programs.list_stops`).
     """
     if len(questions) and questions["regime"].iloc[0] == "code":
         return list_stops(questions["metadata"].iloc[0])
@@ -242,6 +254,8 @@ def find_stop_texts(questions: pd.DataFrame) -> tuple[str, ...]:
     if "way" in questions and len(questions) and questions["way"].iloc[0].startswith("number, explained"):
         # The next question, which a model likes to ask itself; an empty line where questions have no such mark.
         return ("Question:",) if questions["shown_text"].str.contains("Question:").all() else ("\n\n",)
+    if len(questions) and is_of_bbh(questions["metadata"].iloc[0]):
+        return _BBH_STOPS_BEHIND_EXAMPLES if n_shot else _BBH_STOPS
     return ("\n\n",) if questions["answer"].str.strip().str.contains("\n").any() else ("\n",)
 
 

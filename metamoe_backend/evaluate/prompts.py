@@ -18,10 +18,11 @@ from metamoe_backend.train.examples import join_answer, make_prompt
 
 BLANK = "_"
 """What an option fills in a WinoGrande sentence."""
-
-
 OPENING = "opening"
 """The key in a question's metadata of what stands before all examples."""
+BENCHMARK = "benchmark"
+"""The key of the benchmark that a question is of, where generated answers end by that benchmark's rule."""
+BBH = "BBH"
 
 
 def make_shown_text(
@@ -77,6 +78,11 @@ def _make_shot(row: Any) -> tuple[str, str]:
 def has_blank(metadata: Any) -> bool:
     """Whether a question is a sentence with a blank that its options fill (WinoGrande)."""
     return _find_in_metadata(metadata, "blank") is not None
+
+
+def is_of_bbh(metadata: Any) -> bool:
+    """Whether a question is one of BBH."""
+    return _find_in_metadata(metadata, BENCHMARK) == BBH
 
 
 def _find_in_metadata(metadata: Any, key: str) -> Any:

@@ -265,7 +265,7 @@ def _evaluate_system(
             sampled = draw_token_sample(everything["question_id"], config.token_sample, config.seed) if record else None
             if everything["regime"].iloc[0] == "code":
                 _warn_of_long_programs(answerer, everything, context)
-            stop_texts = find_stop_texts(everything)
+            stop_texts = find_stop_texts(everything, config.n_shot)
             right, asked, problems = 0.0, 0, Problems()
             for part, part_routes in of_task:
                 if part["regime"].iloc[0] == "choices":

@@ -14,8 +14,8 @@ from typing import Any
 
 from metamoe_backend.errors import ConfigError, InputError
 from metamoe_backend.evaluate.letters import LETTERS, add_letters
-from metamoe_backend.evaluate.prompts import BLANK, OPENING
-from metamoe_backend.ingest.openings import find_bbh_opening, make_mmlu_opening
+from metamoe_backend.evaluate.prompts import BBH, BENCHMARK, BLANK, OPENING
+from metamoe_backend.ingest.openings import find_opening, make_mmlu_opening
 from metamoe_backend.rows import Regime
 
 FIELDS = ("prompt", "choices", "answer", "explanation", "split")
@@ -577,7 +577,7 @@ FORMATS = (
         also_needs=("subject",),
     ),
     Format("CMMLU", {"prompt": "Question", "choices": "A,B,C,D", "answer": "Answer"}, _read_cmmlu, CMMLU_TEMPLATE),
-    Format("BBH", {"prompt": "input", "answer": "target"}, _read_bbh, BBH_TEMPLATE, may_have=frozenset({"id", "idx"})),
+    Format(BBH, {"prompt": "input", "answer": "target"}, _read_bbh, BBH_TEMPLATE, may_have=frozenset({"id", "idx"})),
     Format("PiQA", {"prompt": "goal", "choices": "sol1,sol2", "answer": "label"}, _read_piqa),
     Format("BoolQ", {"prompt": "passage,question", "answer": "answer"}, _read_boolq, PLAIN_TEMPLATE),
     Format("instruction", {"prompt": "instruction", "answer": "output"}, _read_instruction),
@@ -632,11 +632,12 @@ def choose_template(one: Format, task: str) -> str:
 
 
 def add_opening(one: Format, task: str) -> Format:
-    """The format, whose questions begin as the benchmark does where the task's name tells its part (BBH)."""
-    opening = find_bbh_opening(task) if one.name == "BBH" else None
+    """The format, whose questions begin (and end, of BBH) as the benchmark does where the task names its part."""
+    opening = find_opening(one.name, task)
     if opening is None:
         return one
-    return replace(one, read=lambda values: replace(one.read(values), metadata={OPENING: opening}))
+    metadata = {OPENING: opening} | ({BENCHMARK: BBH} if one.name == BBH else {})
+    return replace(one, read=lambda values: replace(one.read(values), metadata=metadata))
 
 
 def mapped_format(mapping: Mapping[str, str], columns: Sequence[str], source: str) -> Format:
