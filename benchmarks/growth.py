@@ -1,7 +1,9 @@
 """How each stage grows: CPU seconds and memory against questions, activation rows, experts and runs.
 
 CPU seconds of one process of one thread, one call each (activation reads: the median of three). `questions/N/…`: the
-stages on N drawn questions, vectors of 384 dimensions in 60 groups; those that read vectors end at 100,000.
+stages on N drawn questions, vectors of 384 dimensions in 60 groups; map, clusters and suggestions end at --map-up-to.
+`embed_s` ends at 1,000, since each question costs the same. `select_data_s`: N rows of a pool for a task with 50
+shots and 2,000 held-out questions, their vectors at hand.
 `activations/N/…`: N rows. `experts/E/forward_vs_bare`: a pass over 1 x 128 tokens of SmolLM2-135M with E experts of
 rank 8 on the MLP, top-2, against the bare model. `runs/N/…`: the queue with N runs. `…_mb`: peak memory of the process.
 `growth/…`: the exponent between the two largest sizes (1: in proportion, 2: with the square).
@@ -25,6 +27,9 @@ from routing import draw_tokens, forward, make_ours, read_peak_mb
 from timing import compare, make_parser, report, time_alternating
 
 from metamoe_backend.config import NextConfig, parse_config
+from metamoe_backend.embed import load_encoder
+from metamoe_backend.experts.data_selection import choose_diverse, find_nearest, rank_rows
+from metamoe_backend.experts.leaks import find_leaks
 from metamoe_backend.jobs.context import RunContext
 from metamoe_backend.jobs.run_folder import create_run
 from metamoe_backend.jobs.supervisor import poll
@@ -36,7 +41,7 @@ from metamoe_backend.store.skills import create_skill, label_questions
 from metamoe_backend.workspace import Workspace
 
 SIZES: dict[str, tuple[int, ...]] = {
-    "questions": (1_000, 10_000, 100_000, 1_000_000),
+    "questions": (1_000, 10_000, 30_000, 100_000, 1_000_000),
     "activations": (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000),
     "experts": (4, 16, 64, 256, 512),
     "runs": (10, 100, 1_000, 10_000),
@@ -44,8 +49,12 @@ SIZES: dict[str, tuple[int, ...]] = {
 QUICK: dict[str, tuple[int, ...]] = {
     "questions": (1_000, 3_000), "activations": (10_000, 1_000_000), "experts": (4, 16), "runs": (10, 100),
 }  # fmt: skip
-WITH_VECTORS = 100_000
-DIMENSIONS, GROUPS, TASKS = 384, 60, 20
+WITH_ENCODER, WITH_META_QUESTIONS, WITH_MAP = 1_000, 100_000, 100_000
+"""The most questions that go through the encoder, get meta-questions, and are drawn and suggested skills."""
+DIMENSIONS, GROUPS = 384, 60
+SHOTS, HELD_OUT, BUDGET, TAU = 50, 2_000, 1_000, 0.9
+LEAK_NGRAMS, LEAK_COSINE = 0.7, 0.95
+ROWS_PER_PART = 50_000
 WARM_UPS = (500, 4_500)
 """UMAP compiles for half a minute the first time, and from 4,096 vectors on it finds neighbours in another way."""
 Figures = dict[str, list[float]]
@@ -58,31 +67,62 @@ def cpu_seconds(call: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def measure_questions(n: int) -> Iterator[tuple[str, list[float]]]:
+def measure_questions(n: int, with_map: int) -> Iterator[tuple[str, list[float]]]:
     """From a file of n questions to suggestions."""
+    prompts, vectors = draw_prompts(n), draw_vectors(n)
+    yield "select_data_s", [cpu_seconds(lambda: select_data(prompts, vectors))]
+    if n <= WITH_ENCODER:
+        encoder = load_encoder("minilm")
+        yield "embed_s", [cpu_seconds(lambda: encoder.encode(prompts))]
     with tempfile.TemporaryDirectory() as name:
         source = Path(name) / "many.jsonl"
         with source.open("w") as file:
-            for index in range(n):
-                prompt = f"Question {index} of kind{index % GROUPS}: what follows from {index * 7 % 1000}?"
-                file.write(json.dumps({"question": prompt, "answer": str(index % 10)}) + "\n")
+            for row, prompt in enumerate(prompts):
+                file.write(json.dumps({"question": prompt, "answer": str(row % 10)}) + "\n")
         with Store.open(Workspace(Path(name) / "ws"), "a benchmark") as store:
             values = {"source": str(source), "task": "many"}
             yield "ingest_s", [cpu_seconds(lambda: run_now(store, "ingest", values, "growth"))]
+            if n <= WITH_META_QUESTIONS:
+                yield "meta_questions_s", [cpu_seconds(lambda: run_now(store, "meta-questions", {}, "growth"))]
             ids = store.frame("SELECT question_id FROM question ORDER BY position")["question_id"]
-            if n <= WITH_VECTORS:
-                emit_vectors(store, ids, draw_vectors(n))
-                skills = [create_skill(store, f"skill {index}", "growth") for index in range(GROUPS)]
-                for index, skill in enumerate(skills):
-                    label_questions(store, skill, ids[index::GROUPS][:3].tolist(), "growth", "question")
-                yield "cluster_s", [cpu_seconds(lambda: run_now(store, "cluster", {}, "growth"))]
+            yield "take_in_vectors_s", [cpu_seconds(lambda: emit_vectors(store, ids, vectors))]
+            label_some(store, ids)
+            yield "next_s", [cpu_seconds(lambda: ask_next(store))]
+            if n <= with_map:
                 yield "suggest_s", [cpu_seconds(lambda: run_now(store, "suggest", {}, "growth"))]
-                yield "next_s", [cpu_seconds(lambda: ask_next(store))]
+                yield "cluster_s", [cpu_seconds(lambda: run_now(store, "cluster", {}, "growth"))]
             some = ids[: n // 2].tolist()
             skill = create_skill(store, "the first half", "growth")
             yield "label_half_s", [cpu_seconds(lambda: label_questions(store, skill, some, "growth", "lasso"))]
             yield "database_mb", [measure_database(store)]
     yield "peak_mb", [read_peak_mb()]
+
+
+def select_data(prompts: list[str], vectors: np.ndarray) -> None:
+    """What `select-data` computes for a pool of these rows; questions of another wording are held out."""
+    others = draw_vectors(SHOTS + HELD_OUT, seed=1)
+    held_out = [f"Which of {row} boxes is heavier than {row * 3} stones, and why so?" for row in range(HELD_OUT)]
+    scores, _ = find_nearest(vectors, others[:SHOTS])
+    leaks = find_leaks(prompts, held_out, vectors, others[SHOTS:], LEAK_NGRAMS, LEAK_COSINE)
+    ranked = rank_rows(scores, ~np.isin(np.arange(len(prompts)), list(leaks)))
+    assert len(choose_diverse(vectors, ranked, BUDGET, TAU).selected)
+
+
+def draw_prompts(n: int) -> list[str]:
+    """n questions of a dozen words out of 3,000, half of the words those of the question's group."""
+    rng = np.random.default_rng(2)
+    common, own = rng.integers(0, 3000, (n, 6)), rng.integers(0, 50, (n, 6))
+    own += 50 * (np.arange(n) % GROUPS)[:, None]
+    vocabulary = np.array(["".join(rng.choice(list("aeioulnrst"), 6)) for _ in range(3000)], dtype=object)
+    words = vocabulary[np.concatenate([own, common], axis=1)]
+    return [f"Question {row}: {' '.join(words[row])}?" for row in range(n)]
+
+
+def label_some(store: Store, ids: pd.Series) -> None:
+    """Three labels for each group."""
+    for group in range(GROUPS):
+        skill = create_skill(store, f"skill {group}", "growth")
+        label_questions(store, skill, ids[group::GROUPS][:3].tolist(), "growth", "question")
 
 
 def measure_database(store: Store) -> float:
@@ -91,11 +131,14 @@ def measure_database(store: Store) -> float:
     return store.workspace.database.stat().st_size / 1e6
 
 
-def draw_vectors(n: int) -> np.ndarray:
-    """Unit vectors [n, 384]; question i lies in group i % 60."""
-    rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(GROUPS, DIMENSIONS))[np.arange(n) % GROUPS] + 1.2 * rng.normal(size=(n, DIMENSIONS))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+def draw_vectors(n: int, seed: int = 0) -> np.ndarray:
+    """Unit vectors [n, 384], float32; vector i lies in group i % 60, whatever the seed."""
+    centres = np.random.default_rng(0).standard_normal((GROUPS, DIMENSIONS), dtype=np.float32)
+    vectors = np.random.default_rng(seed + 1).standard_normal((n, DIMENSIONS), dtype=np.float32)
+    vectors *= 1.2
+    vectors += centres[np.arange(n) % GROUPS]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
 
 
 def emit_vectors(store: Store, ids: pd.Series, vectors: np.ndarray) -> None:
@@ -103,8 +146,12 @@ def emit_vectors(store: Store, ids: pd.Series, vectors: np.ndarray) -> None:
     run = create_run(store.workspace, "embed", "minilm", {"encoder": "minilm"}, "growth", {})
     context = RunContext(run)
     context.start()
-    row = {"encoder": "minilm", "of": "question", "text_hash": ids, "vector": list(vectors)}
-    context.emit("embedding", ids.to_frame("question_id").assign(**row))
+    for start in range(0, len(ids), ROWS_PER_PART):
+        part = ids[start : start + ROWS_PER_PART]
+        row = {"encoder": "minilm", "of": "question", "text_hash": part}
+        context.emit(
+            "embedding", part.to_frame("question_id").assign(**row, vector=list(vectors[start : start + ROWS_PER_PART]))
+        )
     context.finish("finished")
     ingest_run(store, run)
 
@@ -157,21 +204,18 @@ def measure_runs(n: int) -> Iterator[tuple[str, list[float]]]:
         yield "poll_again_s", [cpu_seconds(lambda: poll(workspace, seen)) for _ in range(3)]
 
 
-MEASURES = {
-    "questions": measure_questions, "activations": measure_activations, "experts": measure_experts,
-    "runs": measure_runs,
-}  # fmt: skip
+MEASURES = {"activations": measure_activations, "experts": measure_experts, "runs": measure_runs}
 
 
-def measure(what: str, size: int) -> Figures:
+def measure(what: str, size: int, with_map: int) -> Figures:
     """The figures of one size, each said as soon as it is there; one list a figure."""
-    if what == "questions":
+    if what == "questions" and size <= with_map:
         from metamoe_backend.mapping import compute_clusters, compute_projection
 
         for warm_up in WARM_UPS:
             compute_clusters(compute_projection(draw_vectors(warm_up), 2, 15, 0.1, 0), 15)
     figures = {}
-    for name, values in MEASURES[what](size):
+    for name, values in measure_questions(size, with_map) if what == "questions" else MEASURES[what](size):
         figures[name] = values
         print(f"{what}/{size:,}/{name}: {statistics.median(values):.3f}", flush=True)
     return figures
@@ -192,13 +236,15 @@ def main() -> None:
     """Each size in a process of its own, so that memory is that size's."""
     parser = make_parser(__doc__ or "")
     parser.add_argument("--only", choices=list(SIZES), action="append", help="only this; may be given again")
+    parser.add_argument("--map-up-to", type=int, default=WITH_MAP, metavar="N", help="more questions get no map")
+    parser.add_argument("--size", type=int, action="append", help="only this size; may be given again")
     options = parser.parse_args()
     values: dict[str, list[float]] = {}
     for what in options.only or list(SIZES):
         measured = {}
-        for size in (QUICK if options.quick else SIZES)[what]:
+        for size in options.size or (QUICK if options.quick else SIZES)[what]:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                measured[size] = pool.apply(measure, [what, size])
+                measured[size] = pool.apply(measure, [what, size, options.map_up_to])
             values |= {f"{what}/{size}/{name}": found for name, found in measured[size].items()}
         values |= find_exponents(what, measured)
     figures = {

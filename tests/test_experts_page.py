@@ -135,6 +135,17 @@ def test_one_part_is_open_at_a_time_and_stands_in_the_address(opened: AppTest) -
     assert give(app, "logic").value == "logic"
 
 
+def test_moves_that_are_not_saved_outlive_a_look_at_the_bank_and_can_be_taken_back(opened: AppTest) -> None:
+    app = opened.run()
+    give(app, "logic").set_value("letters").run()
+    open_part(app, "bank")
+    next(group for group in app.button_group if group.key == "experts_part").set_value("plan").run()
+    assert not app.exception and give(app, "logic").value == "letters"
+    app.button(key="experts_take_back").click().run()
+    assert not app.exception and give(app, "logic").value == "logic"
+    assert not any("differs from the plan" in caption.value for caption in app.caption)
+
+
 def test_a_plan_that_has_trained_is_kept_and_the_page_says_why(opened: AppTest) -> None:
     app = opened.run()
     give(app, "logic").set_value("letters").run()

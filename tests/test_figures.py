@@ -12,7 +12,7 @@ from PIL import Image
 
 from metamoe_backend.experts.similarity import grow_tree
 from metamoe_backend.figures.experts import make_choice_figure, make_likeness_figure
-from metamoe_backend.figures.maps import colour_by_group, colour_by_value, make_map_figure, mark_point
+from metamoe_backend.figures.maps import colour_by_group, colour_by_value, fits_beside, make_map_figure, mark_point
 from metamoe_backend.figures.outcomes import make_intersections_figure, make_outcomes_figure, make_solvers_figure
 from metamoe_backend.figures.raster import draw_points
 from metamoe_backend.figures.results import make_difference_figure, make_sequence_figure
@@ -52,6 +52,17 @@ def test_the_largest_groups_are_in_the_legend_and_the_others_are_counted():
     legend = colour_by_group(group, {"a": "#ff0000", "b": "#00ff00"}).legend
     assert [text for text, _ in legend[:3]] == ["b (5)", "a (3)", "unlabelled (9)"]
     assert len(legend) == 12 and legend[-1][0] == "… +22"
+
+
+def test_names_that_would_cover_a_more_important_one_are_left_out_until_one_zooms_in():
+    names = pd.DataFrame(
+        {"x": [5.0, 5.2, 5.0, 5.0], "y": [5.0, 5.0, 9.0, 5.1], "name": ["largest", "near", "far", "n"]}
+    )
+    assert fits_beside(names, (0.0, 10.0, 0.0, 10.0), 560).tolist() == [True, False, True, False]
+    assert fits_beside(names, (4.9, 5.4, 4.9, 5.4), 560).all()
+    points = pd.DataFrame({"x": [0.0, 10.0], "y": [0.0, 10.0]})
+    figure = make_map_figure(points, colour_by_group(pd.Series(["a", "b"]), {}), names=names)
+    assert [note.text for note in figure.layout.annotations] == ["largest", "far"]
 
 
 def test_a_million_points_are_no_more_bytes_than_a_picture():

@@ -20,6 +20,12 @@ MOST_NAMED = 11
 """Groups in the legend."""
 LEGEND_COLUMNS, LEGEND_ROW = 3, 19
 """Entries beside each other on a page of usual width, and how high a row of them is, in pixels."""
+NAME_LENGTH = 28
+"""Signs of a name that stand on the map."""
+_LEAST_WIDTH = 590
+"""Pixels between the left and right edge of the map in a window 1280 wide."""
+_SIGN_WIDTH, _WIDE_SIGN_WIDTH, _NAME_HEIGHT = 6.3, 11.5, 20
+"""Of a name on the map, in pixels; Chinese signs are wide."""
 _VALUE_STEPS = 64
 Camera = View
 """What part of a map is in view: x from, x to, y from, y to."""
@@ -98,10 +104,11 @@ def make_map_figure(
 ) -> go.Figure:
     """Points on the map; more than MOST_POINTS of them as one picture of what the camera sees.
 
-    points: x, y, and hover (escaped text) where there is any. names: x, y, name of what stands on the map. picked [n]
-    bool: these stand out from all others. camera: show this part only, None: everything. Neither way does the number
-    of groups matter: colours are codes, and the legend is made of empty traces. The figure does not say which point is
-    which: who draws round some asks `skills.selection` what is inside.
+    points: x, y, and hover (escaped text) where there is any. names: x, y, name of what stands on the map, the most
+    important first: those that would cover one before them are left out. picked [n] bool: these stand out from all
+    others. camera: show this part only, None: everything. Neither way does the number of groups matter: colours are
+    codes, and the legend is made of empty traces. The figure does not say which point is which: who draws round some
+    asks `skills.selection` what is inside.
     """
     figure = go.Figure()
     if len(points) > MOST_POINTS:
@@ -109,7 +116,8 @@ def make_map_figure(
     else:
         _add_points(figure, points, colouring, picked, point_size)
     _add_legend(figure, colouring)
-    _dress_map(figure, names, height, dragmode)
+    shown = None if names is None else names[fits_beside(names, camera or find_extent(points), height)]
+    _dress_map(figure, shown, height, dragmode)
     if camera:
         left, right, low, high = camera
         figure.update_xaxes(range=[left, right], autorange=False)
@@ -124,6 +132,24 @@ def find_extent(points: pd.DataFrame, margin: float = 0.03) -> Camera:
     (left, low), (right, high) = points[["x", "y"]].min(), points[["x", "y"]].max()
     dx, dy = margin * ((right - left) or 1.0), margin * ((high - low) or 1.0)
     return (float(left - dx), float(right + dx), float(low - dy), float(high + dy))
+
+
+def fits_beside(names: pd.DataFrame, view: Camera, height: int) -> np.ndarray:
+    """Which names [n] bool cover none of those kept before them, on a map `height` pixels high; names: x, y, name."""
+    left, right, low, high = view
+    pixel = max((right - left) / _LEAST_WIDTH, (high - low) / height)  # both axes have the same scale
+    kept: list[tuple[float, float, float]] = []
+    fits = []
+    for row in names.itertuples():
+        half = sum(
+            _WIDE_SIGN_WIDTH if ord(sign) > 0x2E7F else _SIGN_WIDTH for sign in str(row.name)[:NAME_LENGTH]
+        ) / 2 + 3  # fmt: skip
+        x, y = row.x / pixel, row.y / pixel
+        free = all(abs(x - a) >= half + b or abs(y - c) >= _NAME_HEIGHT for a, c, b in kept)
+        fits.append(free)
+        if free:
+            kept.append((x, y, half))
+    return np.array(fits, dtype=bool)
 
 
 def _add_points(
@@ -198,7 +224,7 @@ def _dress_map(figure: go.Figure, names: pd.DataFrame | None, height: int, dragm
     if names is not None:
         for row in names.itertuples():
             figure.add_annotation(
-                x=row.x, y=row.y, text=plain(row.name, 28), showarrow=False, opacity=0.85,
+                x=row.x, y=row.y, text=plain(row.name, NAME_LENGTH), showarrow=False, opacity=0.85,
                 yanchor="bottom", yshift=8,
                 font={"size": 11, "color": "white"}, bgcolor="#32363c", borderpad=2,  # readable on white and on black
             )  # fmt: skip

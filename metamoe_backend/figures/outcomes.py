@@ -11,6 +11,9 @@ from metamoe_backend.evaluate.outcomes import BEST_SINGLE, MAJORITY, NO_SKILL
 from metamoe_backend.figures.style import GREY, KIND_COLOURS, OUTCOME_COLOURS, SEQUENTIAL, finish, plain
 from metamoe_backend.i18n import _
 
+WIDE_ROW, NARROW_ROW, MOST_WIDE_ROWS = 34, 19, 12
+"""Height of a system's row in pixels; that of many systems, and how many are few."""
+
 
 def make_outcomes_figure(counts: pd.DataFrame, group: str = "task", height: int = 380) -> go.Figure:
     """Stacked bar per task or skill. counts: `count_outcomes` columns. customdata: group, outcome, questions."""
@@ -65,8 +68,8 @@ def _stack_bars(
     return figure
 
 
-def make_error_figure(errors: pd.DataFrame, kinds: dict[str, str], height: int = 380) -> go.Figure:
-    """Error rate of each system on one part, with Wilson intervals; the oracle as a line.
+def make_error_figure(errors: pd.DataFrame, kinds: dict[str, str]) -> go.Figure:
+    """Error rate of each system on one part, with Wilson intervals, the lowest at the top; the oracle as a line.
 
     errors: system, role, errors, error_rate, low, high, n (one group of `compute_error_rates`). kinds: system to kind.
     customdata: system, n, errors.
@@ -98,9 +101,11 @@ def make_error_figure(errors: pd.DataFrame, kinds: dict[str, str], height: int =
         figure.add_vline(
             x=float(oracle["error_rate"].iloc[0]), line={"dash": "dot", "color": GREY}, annotation_text=_("oracle")
         )
-    finish(figure, height, legend=False)
-    figure.update_xaxes(title=_("error rate, 95 % interval"), tickformat=".0%", range=[-0.02, 1.02])
-    return figure
+    row = WIDE_ROW if len(shown) <= MOST_WIDE_ROWS else NARROW_ROW
+    finish(figure, 70 + row * len(shown), legend=False)
+    figure.update_xaxes(title=_("error rate, 95 % interval"), tickformat=".0%", range=[-0.02, 1.02], nticks=5)
+    figure.update_yaxes(range=[len(shown) - 0.4, -0.6], tickmode="linear")  # every system by name, the best one first
+    return figure.update_layout(margin_t=24)  # for the oracle's name
 
 
 def make_intersections_figure(intersections: pd.DataFrame, systems: Sequence[str], height: int = 420) -> go.Figure:

@@ -73,10 +73,15 @@ def make_difference_figure(
             ygap=2,
         )
     )
+    return _finish_matrix(figure, systems, tasks, height)
+
+
+def _finish_matrix(figure: go.Figure, systems: Sequence[str], tasks: Sequence[str], height: int) -> go.Figure:
+    """Cells that can be clicked and reach to the axes, the first system at the top."""
     finish(figure, height, legend=False)
-    figure.update_xaxes(tickangle=-35)
-    figure.update_yaxes(autorange="reversed")
-    return make_cells_clickable(figure)
+    make_cells_clickable(figure)
+    figure.update_xaxes(tickangle=-35, range=[-0.5, len(tasks) - 0.5])
+    return figure.update_yaxes(range=[len(systems) - 0.5, -0.5])
 
 
 def make_accuracy_figure(
@@ -113,10 +118,7 @@ def make_accuracy_figure(
             ygap=2,
         )
     )
-    finish(figure, height, legend=False)
-    figure.update_xaxes(tickangle=-35)
-    figure.update_yaxes(autorange="reversed")
-    return make_cells_clickable(figure)
+    return _finish_matrix(figure, systems, tasks, height)
 
 
 def make_sequence_figure(

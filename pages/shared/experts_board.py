@@ -89,9 +89,29 @@ def render_board() -> str | None:
     with inspector:
         _render_sizes(skills, assignments, experts)
         _render_save(labelling, plan, assignments, skills["skill"].tolist())
-    if plan and assignments != start:
-        st.caption(_("The board differs from the plan {plan} as saved.").format(plan=plain(plan)))
+    if assignments != start:
+        _render_take_back(plan, scope)
     return plan or None
+
+
+def _render_take_back(plan: str, scope: str) -> None:
+    """Say that moves are not saved yet, and offer to undo them."""
+    unsaved = _("The board differs from the plan {plan} as saved.").format(plan=plain(plan))
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.caption(unsaved if plan else _("These moves are not saved yet."), width="content")
+        st.button(
+            _("Take the moves back"), key="experts_take_back", icon=":material/undo:", type="tertiary",
+            on_click=guarded(_take_moves_back), args=(scope,),
+        )  # fmt: skip
+
+
+def _take_moves_back(scope: str) -> None:
+    for key in [key for key in st.session_state if str(key).startswith(_move_key(scope, ""))]:
+        del st.session_state[key]
+
+
+def _move_key(scope: str, skill: str) -> str:
+    return f"experts_give_{scope}_{skill}"
 
 
 def _choose(labellings: pd.DataFrame, plans: pd.DataFrame) -> tuple[str, str]:
@@ -127,8 +147,9 @@ def _render_rows(skills: pd.DataFrame, start: Mapping[str, str], experts: Sequen
             size = _("{train} to train on, {labels} labels").format(train=f"{row.train:,}", labels=f"{row.labels:,}")
             st.markdown(f"**{plain(row.skill, 40)}**  \n:small[:gray[{plain(size)}]]")
         about: dict[str, Any] = {
-            "key": f"experts_give_{scope}_{row.skill}",
+            "key": _move_key(scope, row.skill),
             "label_visibility": "collapsed",
+            "persist_state": "session",  # a move that is not saved yet outlives a look at another page
         }
         label, wanted = _("Expert of {skill}").format(skill=plain(row.skill)), start.get(row.skill)
         with right:
@@ -198,6 +219,8 @@ def _render_save(labelling: str, plan: str, assignments: dict[str, str], skills:
     except UserError as error:
         st.error(plain(error), icon=":material/error:")
     else:
+        if name != plan:
+            _take_moves_back(f"{labelling}|{plan}")  # they are the new plan's
         st.rerun()
 
 

@@ -24,6 +24,8 @@ from pages.shared.state import open_page, select
 from pages.shared.tables import accuracy_text, difference_text, p_column, p_text, show_table
 
 Cell = tuple[str, str] | None
+_MOST_WIDE_ROWS = 20
+"""The most systems whose rows are high; those of more are lower, so that they can be seen together."""
 
 
 @st.cache_data(show_spinner=False, max_entries=16)
@@ -110,7 +112,7 @@ def render_matrix(predictions: pd.DataFrame, evaluated: list[str]) -> Cell:
 
 
 def _matrix_height(systems: list[str]) -> int:
-    return max(360, 32 * len(systems) + 140)
+    return max(360, (32 if len(systems) <= _MOST_WIDE_ROWS else 22) * len(systems) + 140)
 
 
 def render_cell(predictions: pd.DataFrame, cell: Cell) -> None:

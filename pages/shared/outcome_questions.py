@@ -44,6 +44,7 @@ def render_question_list(
         return None
     rows = pd.DataFrame({"question_id": chosen.question_ids})
     texts = predictions.drop_duplicates("question_id").set_index("question_id")[["task", "skill", "prompt", "answer"]]
+    texts["skill"] = texts["skill"].fillna("–")
     solved = predictions[predictions["correct"]].groupby("question_id")["system"].agg(lambda names: ", ".join(names))
     shown = rows.join(texts, on="question_id").assign(solved_by=rows["question_id"].map(solved).fillna("–"))
     for number, system in enumerate(systems):

@@ -86,7 +86,7 @@ def choose_view(predictions: pd.DataFrame, systems: pd.DataFrame) -> View:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         experts = st.pills(
             _("Over the experts"), of_kind["expert"], selection_mode="multi", default=of_kind["expert"],
-            key="outcomes_experts", bind="query-params", width="content",
+            key="outcomes_experts", bind="query-params", width="content", wrap=True,
         )  # fmt: skip
         groups = {"task": _("Tasks"), "skill": _("Skills")}
         group = segment_in_address(_("Counted apart"), groups, "outcomes_by")
@@ -235,7 +235,7 @@ def render_errors(view: View, part: Part) -> Chosen | None:
         return None
     kinds = dict(zip(view.systems["system"], view.systems["kind"], strict=True))
     alt = _("Error rate per system with 95 % intervals; dotted line: oracle.")
-    figure = make_error_figure(errors, kinds, height=60 + 34 * len(errors))
+    figure = make_error_figure(errors, kinds)
     event = show_figure(figure, key=f"outcomes_errors_{view.group}_{name}_{outcome}", alt=alt, select="points")
     st.caption(f"{alt} {_('Click a point to see the errors.')}")
     points = clicked_points(event)
