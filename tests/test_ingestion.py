@@ -56,6 +56,31 @@ def test_a_second_stop_that_nobody_saw_between_is_taken_in(workspace: Workspace,
     assert store.value("SELECT count(*) FROM metric") == 2
 
 
+def make_system(name: str, sha256: str) -> pd.DataFrame:
+    row = {
+        "system": name, "kind": "expert", "base": "tiny", "path": f"adapters/{name}", "experts": [], "settings": "{}",
+        "sha256": sha256, "created_at": pd.Timestamp("2026-11-21"),
+    }  # fmt: skip
+    return pd.DataFrame([row])
+
+
+def test_a_resumed_run_replaces_its_own_system_and_nobody_elses(workspace: Workspace, store: Store) -> None:
+    run, other = (create_run(workspace, "train", "arith", {}, "ana", {}) for _ in range(2))
+    for each, sha256 in ((run, "early"), (other, "late")):
+        context = attempt(each, 1.0)
+        context.emit("system", make_system("arith", sha256))
+        context.finish("stopped")
+    ingest_finished_runs(store)
+    assert store.frame("SELECT sha256 FROM system")["sha256"].tolist() == ["early"], "the first run's name is its own"
+    for each, sha256 in ((run, "whole"), (other, "later")):
+        make_queued_again(each)
+        context = attempt(each, 2.0)
+        context.emit("system", make_system("arith", sha256))
+        context.finish("finished")
+    assert set(ingest_finished_runs(store)) == {run.run_id, other.run_id}
+    assert store.frame("SELECT sha256, run_id FROM system").to_numpy().tolist() == [["whole", run.run_id]]
+
+
 def test_looking_again_writes_nothing_and_leaves_ended_runs_alone(
     workspace: Workspace, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

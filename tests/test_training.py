@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from metamoe_backend.config import LoraSettings, OptimSettings, TrainConfig
 from metamoe_backend.errors import ConfigError, StopRequested, StorageError, UnavailableError
-from metamoe_backend.jobs.run_folder import RunFolder
-from metamoe_backend.models.adapters import read_adapter
+from metamoe_backend.jobs.run_folder import RunFolder, create_run
+from metamoe_backend.models.adapters import AdapterWeights, read_adapter
 from metamoe_backend.models.base import load_base
 from metamoe_backend.train import expert
 from metamoe_backend.train.checkpoints import find_checkpoint
@@ -30,6 +30,7 @@ from metamoe_backend.train.examples import (
 from metamoe_backend.train.loop import run_training
 from metamoe_backend.train.sampling import balanced_sample, share_evenly, take_part
 from metamoe_backend.train.trainer import choose_evaluate_every, compute_answer_loss, compute_learning_rate_factor
+from metamoe_backend.workspace import Workspace
 from tests.recording import RecordingContext
 from tests.tiny_models import make_tiny_base
 
@@ -333,24 +334,44 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, base_folder
     assert sorted(path.name for path in scratch.glob("checkpoint-*")) == ["checkpoint-15", "checkpoint-20"]
 
 
-def test_stop_and_save_publishes_what_there_is_and_the_run_can_go_on(tmp_path: Path, base_folder: Path) -> None:
+def stop_and_hand_over(root: Path, config: TrainConfig, step: int) -> AdapterWeights:
+    """Train, stop and save at `step`, and emit the system for real; returns what was published."""
+    stopped = train(root, config, stop_at(step, save=True))
+    assert stopped.messages[-1] == "stopped, save=True"
+    run = RunFolder(stopped.scratch.parent)
+    run.output.mkdir(exist_ok=True)
+    run.emit("system", stopped.rows("system").drop(columns="run_id"))
+    early = read_adapter(root / "adapters" / "copy")
+    assert stopped.rows("adapter")[["adapter", "sha256"]].to_numpy().tolist() == [["copy", early.sha256]]
+    return early
+
+
+@pytest.mark.parametrize("step", [7, 20])
+def test_stop_and_save_publishes_what_there_is_and_a_resumed_run_replaces_it(
+    tmp_path: Path, base_folder: Path, step: int
+) -> None:
     config = make_config(base_folder)
     train(tmp_path / "whole", config)
-    stopped = train(tmp_path / "cut", config, stop_at(7, save=True))
-    assert stopped.messages[-1] == "stopped, save=True"
-    assert stopped.rows("metric")["step"].max() == 7
-    early = read_adapter(tmp_path / "cut" / "adapters" / "copy")
-    run = RunFolder(stopped.scratch.parent)
-    run.output.mkdir()
-    run.emit("system", stopped.rows("system").drop(columns="run_id"))  # as a real context has
-    assert stopped.rows("adapter")["sha256"].tolist() == [early.sha256]
+    early = stop_and_hand_over(tmp_path / "cut", config, step)
     assert any(matrix.abs().sum() > 0 for matrix in early.b.values())
 
     resumed = train(tmp_path / "cut", config)
+    assert resumed.rows("adapter")["adapter"].tolist() == ["copy"]
+    assert [path.name for path in (tmp_path / "cut" / "adapters").iterdir()] == ["copy"]
+    assert weights_of(tmp_path / "cut") == weights_of(tmp_path / "whole")
+    if step < 20:
+        assert resumed.rows("metric")["step"].min() == step + 1, "what the stop handed over comes a second time"
+
+
+def test_what_another_run_works_with_is_not_replaced(tmp_path: Path, base_folder: Path) -> None:
+    config = make_config(base_folder)
+    early = stop_and_hand_over(tmp_path, config, 7)
+    bank = pd.DataFrame({"adapter": ["copy"], "sha256": [early.sha256]})
+    other = create_run(Workspace(tmp_path), "moe", "a mixture", {}, "ana", {"adapters": bank}, "run-2")
+    resumed = train(tmp_path, config)
     assert resumed.rows("adapter")["adapter"].tolist() == ["copy-2"]
-    assert weights_of(tmp_path / "cut", "copy-2") == weights_of(tmp_path / "whole")
-    assert resumed.rows("metric")["step"].min() == 8, "steps that the stop handed over come a second time"
-    assert read_adapter(tmp_path / "cut" / "adapters" / "copy").sha256 == early.sha256
+    assert read_adapter(tmp_path / "adapters" / "copy").sha256 == early.sha256
+    assert any(message.startswith(f"Run {other.run_id} works with copy as") for message in resumed.messages)
 
 
 def test_a_stop_asked_for_before_the_first_step_still_saves(tmp_path: Path, base_folder: Path) -> None:

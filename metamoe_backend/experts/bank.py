@@ -13,7 +13,7 @@ from metamoe_backend.config import BASE_EXPERT, ImportAdapterConfig
 from metamoe_backend.errors import ConfigError, ConflictError, StorageError
 from metamoe_backend.hub import find_model_folder
 from metamoe_backend.jobs.durable import replace_text, sync_folder
-from metamoe_backend.jobs.run_folder import RunFolder
+from metamoe_backend.jobs.run_folder import RunFolder, list_runs
 from metamoe_backend.models.adapters import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -94,37 +94,61 @@ def publish_folder(context: Context, parent: Path, name: str, write: Callable[[P
     """Let `write` fill a hidden folder in `parent`, flush it, and rename it: it is seen whole or not at all.
 
     Returns the name it got: another run may have taken `name` meanwhile, then it is `name-2`, and so on. What an
-    attempt of this run published before it was killed, and nobody has heard of, makes room.
+    earlier attempt of this run published (at a stop, or before it was killed) is replaced, unless another run works
+    with it.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    written = parent / f".{context.run_id}"
-    shutil.rmtree(written, ignore_errors=True)
-    _take_back(context, parent, name, written)
+    written, aside = parent / f".{context.run_id}", parent / f".{context.run_id}.old"
+    for leftover in (written, aside):
+        shutil.rmtree(leftover, ignore_errors=True)
+    earlier = _find_earlier(context, parent, name)
     try:
         write(written)
         for path in (*written.rglob("*"), written):
             sync_folder(path)
+        if earlier is not None:
+            earlier.rename(aside)
         replace_text(context.scratch / _PUBLISHED, _identify(written))
-        published = _rename_to_free_name(written, name)
+        published = _rename_to_free_name(written, earlier.name if earlier else name)
     except BaseException:
         shutil.rmtree(written, ignore_errors=True)
+        if earlier is not None and aside.exists():
+            aside.rename(earlier)
         raise
     sync_folder(parent)
+    shutil.rmtree(aside, ignore_errors=True)
     return published
 
 
-def _take_back(context: Context, parent: Path, name: str, aside: Path) -> None:
-    """Remove the folder that this run published under `name` (or `name-2` …), unless it has emitted its row since."""
+def _find_earlier(context: Context, parent: Path, name: str) -> Path | None:
+    """The folder that this run published as `name` (or `name-2` …) before, if nobody else works with it."""
     record = context.scratch / _PUBLISHED
     if not record.is_file():
-        return
-    emitted = RunFolder(Workspace(context.workspace_root).runs / context.run_id).parts("system")
-    known = {system for part in emitted for system in pd.read_parquet(part.path, columns=["system"])["system"]}
+        return None
     for candidate in takewhile(Path.exists, (parent / each for each in list_names(name))):
-        if candidate.name not in known and _identify(candidate) == record.read_text():
-            candidate.rename(aside)
-            shutil.rmtree(aside)
-            return
+        if _identify(candidate) == record.read_text():
+            user = _find_user(Workspace(context.workspace_root), context.run_id, candidate.name)
+            if user is not None:
+                context.log(
+                    f"Run {user} works with {candidate.name} as this run left it: what follows gets a new name."
+                )
+            return candidate if user is None else None
+    return None
+
+
+def _find_user(workspace: Workspace, run_id: str, system: str) -> str | None:
+    """The newest run that was given the system as `run_id` published it."""
+    import pyarrow.parquet as pq
+
+    emitted = [pd.read_parquet(part.path) for part in RunFolder(workspace.runs / run_id).parts("system")]
+    hashes = {sha256 for rows in emitted for sha256 in rows.loc[rows["system"] == system, "sha256"]}
+    for run in takewhile(lambda run: run.run_id > run_id, list_runs(workspace) if hashes else []):
+        for path in run.inputs.glob("*.parquet"):
+            if "sha256" in pq.read_schema(path).names:
+                given = pq.read_table(path, columns=["sha256"])["sha256"].to_pylist()
+                if not hashes.isdisjoint(given):
+                    return run.run_id
+    return None
 
 
 def _identify(folder: Path) -> str:

@@ -19,6 +19,8 @@ _FINAL_STATES = ("finished", "cancelled")
 """States that nothing follows. A stopped or failed run may be resumed and end again."""
 _MERGED_TABLES = {"task", "system", "adapter", "question", "map", "labelling"}
 """Tables with a primary key: a second row of the same key (two runs that both knew the task) is left out."""
+_REPLACED_TABLES = {"system", "adapter"}
+"""Among them, those in which a run replaces its own row: resumed, it publishes anew what it had saved at a stop."""
 
 
 def ingest_finished_runs(store: Store) -> list[str]:
@@ -93,6 +95,11 @@ def _ingest_part(cursor: duckdb.DuckDBPyConnection, run_id: str, path: Path, par
     written = _read_columns(path)
     names = ", ".join(f'"{column.name}"' for column in columns(target) if column.name in written)
     conflict = "OR IGNORE " if target in _MERGED_TABLES else ""
+    if target in _REPLACED_TABLES:
+        cursor.execute(
+            f'DELETE FROM "{target}" WHERE run_id = ? AND "{target}" IN (SELECT "{target}" FROM read_parquet(?))',
+            [run_id, str(path)],
+        )
     cursor.execute(
         f'INSERT {conflict}INTO "{target}" ({names}) SELECT {names} FROM read_parquet(?)',
         [str(path)],
