@@ -47,7 +47,7 @@ fast: setup-dev
 test-faults: setup-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m faults
 
-# One node, two fake GPUs, in a temporary folder; everything is stopped afterwards.
+# Two nodes, of which one has two fake GPUs, in a temporary folder; everything is stopped afterwards.
 test-slurm: setup-dev
 	PATH=$$PATH:/usr/sbin; command -v slurmctld && command -v slurmd && command -v munged || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -y -qq --no-install-recommends slurmctld slurmd munge >/dev/null; }

@@ -10,6 +10,7 @@
     │   ├── ConflictError     a name already taken, an edit that lost a race
     │   ├── BusyError         the workspace is held by another process
     │   ├── UnavailableError  something outside is missing: hub, package, device, sandbox, server
+    │   │   └── TeamBrokenError   a process of several that train together ended before its time
     │   ├── DiskFullError     no room is left on the disk, or the quota is used up
     │   └── QueryError        an SQL statement that may not run, failed, or ran past its limits
     ├── StorageError          what lies on disk is damaged: the message names the file and the repair
@@ -57,6 +58,10 @@ class BusyError(UserError):
 
 class UnavailableError(UserError):
     """A hub, package, device, sandbox or server that is needed is not there."""
+
+
+class TeamBrokenError(UnavailableError):
+    """A process of several that train together ended before its time."""
 
 
 class DiskFullError(UserError):

@@ -1,4 +1,4 @@
-"""A real Slurm cluster of one node with two fake GPUs: munged, slurmctld and slurmd in a folder of their own.
+"""A real Slurm cluster of a node with two fake GPUs and a bare one: munged, slurmctld and slurmds in a folder of their own.
 
 Needs Debian's slurmctld, slurmd and munge (`make test-slurm` installs them); no container, no systemd.
 """
@@ -17,23 +17,21 @@ from pathlib import Path
 
 from tests.fake_jobs import wait_for
 
-_DAEMONS = ("munged", "slurmctld", "slurmd")
 _CONFIG = """\
 ClusterName=metamoe
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
-SlurmdPort={node_port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 CredType=cred/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none
@@ -50,9 +48,11 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=5
 GresTypes=gpu
-NodeName={host} NodeAddr=127.0.0.1 CPUs=4 Gres=gpu:2 Features=fast State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 Port={node_ports[0]} CPUs=4 Gres=gpu:2 Features=fast State=UNKNOWN
+NodeName={other} NodeAddr=127.0.0.1 Port={node_ports[1]} CPUs=4 State=UNKNOWN
 PartitionName=low Nodes={host} Default=YES PriorityTier=1 GraceTime=60 MaxTime=60 State=UP
 PartitionName=high Nodes={host} PriorityTier=10 MaxTime=60 State=UP
+PartitionName=both Nodes={host},{other} PriorityTier=1 MaxTime=60 State=UP
 """
 
 
@@ -65,13 +65,14 @@ class Cluster:
         self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
 
     def start(self) -> None:
-        """Write the configuration, start everything, and wait until the node takes jobs."""
+        """Write the configuration, start everything, and wait until the nodes take jobs."""
         host = socket.gethostname().partition(".")[0]
-        ports = _free_ports(2)
-        for name in ("state", "spool"):
+        nodes = (host, f"{host}-2")
+        controller, *ports = _free_ports(3)
+        for name in ("state", *(f"spool-{node}" for node in nodes)):
             (self.folder / name).mkdir()
-        names = {"host": host, "folder": self.folder, "user": getpass.getuser()}
-        (self.folder / "slurm.conf").write_text(_CONFIG.format(**names, controller_port=ports[0], node_port=ports[1]))
+        names = {"host": host, "other": nodes[1], "folder": self.folder, "user": getpass.getuser()}
+        (self.folder / "slurm.conf").write_text(_CONFIG.format(**names, controller_port=controller, node_ports=ports))
         (self.folder / "gres.conf").write_text(f"NodeName={host} Name=gpu File=/dev/tty[1-2]\n")
         (self.folder / "munge.key").write_bytes(secrets.token_bytes(1024))
         (self.folder / "munge.key").chmod(0o400)
@@ -81,8 +82,9 @@ class Cluster:
         )  # fmt: skip
         wait_for(lambda: (self.folder / "munge.socket").exists())
         self.start_controller()
-        self._start_daemon("slurmd", "-D")
-        wait_for(lambda: self.ask("sinfo", "--noheader", "--format=%T", "--partition=low") == "idle")
+        for node in nodes:
+            self._start_daemon("slurmd", "-D", "-N", node)
+        wait_for(lambda: self.ask("sinfo", "--noheader", "--format=%T", "--partition=both") == "idle")
 
     def start_controller(self) -> None:
         self._start_daemon("slurmctld", "-D")
@@ -116,17 +118,17 @@ class Cluster:
 
     def stop(self) -> None:
         """End all daemons, and what the node still runs."""
-        for name in reversed(_DAEMONS):
-            process = self.daemons.get(name)
-            if process is not None and process.poll() is None:
+        for process in reversed(self.daemons.values()):
+            if process.poll() is None:
                 process.terminate()
                 process.wait()
 
     def _start_daemon(self, name: str, *arguments: str) -> None:
         program = shutil.which(name, path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
         assert program is not None, f"{name} is not installed; run `make test-slurm` as root, or install it"
-        with (self.folder / f"{name}.out").open("ab") as out:
-            self.daemons[name] = subprocess.Popen([program, *arguments], env=self.environment, stdout=out, stderr=out)
+        title = arguments[-1] if name == "slurmd" else name
+        with (self.folder / f"{title}.out").open("ab") as out:
+            self.daemons[title] = subprocess.Popen([program, *arguments], env=self.environment, stdout=out, stderr=out)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -97,7 +97,8 @@ def state(run: RunFolder) -> str:
         ("time_min = 'long'", r"wrong.toml: time_min: .*integer.*\(found 'long'\)"),
         ("time_min = 3", r"wrong.toml: time_min: raise it, or lower save_s"),
         ("gpus = -1", r"wrong.toml: gpus: .*greater than or equal to 0 \(found '-1'\)"),
-        ("nodes = 2", r"wrong.toml: nodes: Extra inputs are not permitted"),
+        ("tasks = 2", r"wrong.toml: tasks: Extra inputs are not permitted"),
+        ("nodes = 0", r"wrong.toml: nodes: Input should be greater than or equal to 1"),
         ("account = ''", r"wrong.toml: account: write one word"),
         ("partition = gpu", r"wrong.toml is no TOML \(.*line 1.*\); mend it"),
     ],
@@ -143,9 +144,11 @@ def test_the_batch_script_asks_for_what_the_profile_says(workspace: Workspace, c
     assert asked == wanted
     request = slurm.describe_request(slurm.read_profile(workspace, "big"), 2).splitlines()
     shown = {word.replace("a100|h100", "'a100|h100'") for word in shlex.split(request[0])[1:]}
-    assert shown <= wanted and len(shown) == 9, "what a person is shown is what Slurm is asked for"
-    assert request[1:] == ["module load cuda", "source ~/env.sh", "# 2 processes, one GPU each, train together (gloo)"]
-    assert request[0] in run.read_log()
+    assert shown <= wanted and len(shown) == 10, "what a person is shown is what Slurm is asked for"
+    assert request[1:3] == ["module load cuda", "source ~/env.sh"]
+    launch = "accelerate launch --multi_gpu --num_machines 1 --num_processes 2 --machine_rank 0 --main_process_ip HOST"
+    assert request[3].startswith(launch) and len(request) == 4
+    assert "\n".join(request) in run.read_log()
     assert lines.index("module load cuda") + 1 == lines.index("source ~/env.sh")
     words = shlex.split(lines[-2] if lines[-1] == "" else lines[-1])
     assert words[-5:] == [str(run.path), "--device", "cuda:0,cuda:1", "--requeues", "5"] and words[0] == "exec"
@@ -171,6 +174,43 @@ def test_each_run_gets_the_devices_it_asks_for(gpus: int, config: dict[str, Any]
         return
     with pytest.raises(ConfigError, match=f"Profile big has {gpus} GPUs, but the run wants"):
         slurm.choose_device(config, profile, "big")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "config", "expected"),
+    [
+        (0, {"device": "cpu", "processes": 4}, "cpu"),
+        (2, {"device": "auto", "processes": 4}, "cuda:0,cuda:1"),
+        (8, {"device": "cuda", "processes": 2}, "cuda:0"),
+        (1, {"device": "auto", "processes": 4}, "Profile pair has 1 GPUs on each node, but the run wants 2; raise"),
+        (
+            2,
+            {"device": "auto", "processes": 3},
+            "Profile pair has 2 nodes, but the run has 3 processes, which cannot be",
+        ),
+        (2, {"device": "auto"}, "Profile pair has 2 nodes, but the run has 1 processes, which cannot be spread over"),
+    ],
+)
+def test_nodes_share_the_processes_evenly(gpus: int, config: dict[str, Any], expected: str) -> None:
+    profile = slurm.Profile(nodes=2, gpus=gpus)
+    if not expected.startswith("Profile"):
+        assert slurm.choose_device(config, profile, "pair") == expected
+        return
+    with pytest.raises(ConfigError, match=expected):
+        slurm.choose_device(config, profile, "pair")
+
+
+def test_several_nodes_are_asked_for_and_told_what_to_start(workspace: Workspace, cluster: Cluster) -> None:
+    write_profile(workspace, "pair", "nodes = 2\ngpus = 2\ncpus = 8")
+    run = submit_run(workspace, "pair", device="auto", processes=4)
+    lines = cluster.script(run).splitlines()
+    assert {"#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=1", "#SBATCH --gpus-per-node=2"} <= set(lines)
+    words = ["--device", "cuda:0,cuda:1", "--requeues", "20", "--nodes", "2"]
+    assert shlex.split(next(line for line in lines if line.startswith("exec ")))[-6:] == words
+    assert (
+        'srun accelerate launch --multi_gpu --num_machines 2 --num_processes 4 --machine_rank "$SLURM_NODEID" '
+        "--main_process_ip HOST --main_process_port PORT"
+    ) in run.read_log()
 
 
 def test_what_slurm_refuses_leaves_nothing_behind(workspace: Workspace, cluster: Cluster) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,8 +18,11 @@ from metamoe_backend.workspace import Workspace
 from tests.fake_jobs import WORKER_COMMAND, wait_for
 from tests.slurm_cluster import Cluster, run_cluster
 from tests.test_slurm import write_profile
+from tests.tiny_models import make_tiny_base
+from tests.two_processes import assert_same_adapter, find_members, make_config, make_run, start
 
 pytestmark = pytest.mark.slurm
+REAL_WORKER_COMMAND = supervisor.WORKER_COMMAND
 PROJECT = Path(__file__).resolve().parents[1]
 
 
@@ -82,7 +86,7 @@ def test_two_gpus_work_at_once_and_a_third_run_waits(cluster: Cluster, workspace
 
     seen = [pd.read_parquet(run.parts()[0].path)["text"][0].split()[0] for run in runs]
     assert sorted(seen) == ["0", "1"] and {run.read_state().device for run in runs} == {"cuda:0"}
-    assert "set up here" in slurm.read_log(third)
+    assert "set up here" in third.read_log()
 
 
 def test_a_waiting_and_a_running_run_are_cancelled(cluster: Cluster, workspace: Workspace, tmp_path: Path) -> None:
@@ -235,3 +239,82 @@ while True:
     assert sorted(status.state for status in statuses) == ["queued", "running", "running"]
     (tmp_path / "go").touch()
     wait_for(lambda: [status.state for status in poll(workspace)] == ["finished"] * 3)
+
+
+# ---- several nodes ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_base(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture
+def two_nodes(cluster: Cluster, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """The cluster, for real stages, and a profile of both its nodes."""
+    monkeypatch.setattr(supervisor, "WORKER_COMMAND", REAL_WORKER_COMMAND)
+    write_profile(workspace, "pair", "partition = 'both'\nnodes = 2\ncpus = 1\ntime_min = 30")
+    return cluster
+
+
+def train(workspace: Workspace, base_folder: Path, profile: str | None, **optim: Any) -> RunFolder:
+    """A training by two processes on a cluster, or the same by one process in place, which is over."""
+    config = make_config(base_folder, "alone" if profile is None else "pair", 1 if profile is None else 2, **optim)
+    run = make_run(workspace, config)
+    if profile is None:
+        assert start(run).wait() == 0, run.read_log()
+    else:
+        submit(workspace, run, profile)
+    return run
+
+
+def test_two_nodes_train_the_adapter_of_one_process(
+    two_nodes: Cluster, workspace: Workspace, base_folder: Path
+) -> None:
+    train(workspace, base_folder, None)
+    run = train(workspace, base_folder, "pair")
+    wait_until(run, "finished")
+    assert_same_adapter(workspace, "pair", "alone")
+    host = socket.gethostname().partition(".")[0]
+    log = run.read_log()
+    assert 'srun accelerate launch --multi_gpu --num_machines 2 --num_processes 2 --machine_rank "$SLURM_NODEID"' in log
+    assert f"--main_process_ip {host} --main_process_port" in log and "Traceback" not in log
+    for node in (host, f"{host}-2"):
+        assert f"launch task StepId={job(run)}.0" in (two_nodes.folder / f"slurmd-{node}.log").read_text()
+
+
+def test_two_nodes_make_room_and_go_on_and_publish_once(
+    two_nodes: Cluster, workspace: Workspace, base_folder: Path
+) -> None:
+    run = train(workspace, base_folder, "pair", steps=100_000, save_every=50)
+    wait_until_trained(run, attempt=1)
+    two_nodes.ask("scancel", "--batch", "--signal=USR2", str(job(run)))  # as --signal=B:USR2 does when the time is up
+    wait_until_trained(run, attempt=2)
+    assert "what is done is saved" in run.read_log()
+    two_nodes.ask("scancel", "--full", "--signal=TERM", str(job(run)))  # to all on all nodes: srun ends them at once
+    wait_until_trained(run, attempt=3)
+    assert "Slurm has ended the processes on all nodes" in run.read_log()
+    request_stop(run)
+    wait_until(run, "stopped")
+    assert run.read_log().count("Going on from checkpoint-") == 2
+    assert [path.name for path in workspace.adapters.iterdir()] == ["pair"]
+
+
+def wait_until_trained(run: RunFolder, attempt: int) -> None:
+    """Until that attempt has saved a checkpoint of its own, or found one, and trained on."""
+    wait_for_attempt(run, attempt)
+    wait_for(lambda: state(run) == "failed" or (run.read_state().done or 0) > 50)
+    assert state(run) == "running", f"{run.read_state().error}\n{run.read_log()}"
+
+
+def test_a_killed_process_on_the_other_node_ends_the_run_in_a_sentence(
+    two_nodes: Cluster, workspace: Workspace, base_folder: Path
+) -> None:
+    run = train(workspace, base_folder, "pair", steps=100_000)
+    wait_for(lambda: state(run) == "failed" or (run.read_state().done or 0) >= 3)
+    assert state(run) == "running", run.read_log()
+    members = find_members(run)
+    members[1].kill()
+    wait_for(lambda: state(run) == "failed")
+    assert (run.read_state().error or "").startswith("One of 2 processes ended before its time; read the log")
+    wait_for(lambda: not any(member.is_running() for member in members))

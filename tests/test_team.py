@@ -1,30 +1,27 @@
 """Several processes train one model: what comes out, and what happens when one of them is stopped or killed."""
 
 import os
-import re
 import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import psutil
 import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from metamoe_backend.config import MoeConfig, OptimSettings, TrainConfig, parse_config
+from metamoe_backend.config import MoeConfig, OptimSettings, parse_config
 from metamoe_backend.errors import ConfigError, UnavailableError
 from metamoe_backend.jobs.records import StateFile
 from metamoe_backend.jobs.run_folder import RunFolder, create_run
-from metamoe_backend.jobs.supervisor import WORKER_COMMAND, find_slot, make_environment
+from metamoe_backend.jobs.supervisor import find_slot
 from metamoe_backend.train import expert
 from metamoe_backend.workspace import Workspace
 from tests.fake_jobs import wait_for
 from tests.recording import RecordingContext
 from tests.tiny_models import make_tiny_base
-
-WORDS = ["red", "turquoise", "blue"]
+from tests.two_processes import assert_same_adapter, find_members, make_config, make_questions, make_run, start
 
 
 @pytest.fixture(scope="module")
@@ -32,58 +29,11 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_base(tmp_path_factory.mktemp("base") / "tiny")
 
 
-def make_questions(count: int = 60) -> pd.DataFrame:
-    """Answers of different lengths, so that the shares of a batch weigh differently."""
-    rows = [
-        {
-            "question_id": f"q{i}", "task": f"task{i % 2}", "template": "Q: {prompt}\nA:", "skill": "copying",
-            "prompt": f"say {WORDS[i % 3]} {'x' * (i % 11)}", "answer": WORDS[i % 3], "expert": "copy",
-            "meta_question": None,
-        }
-        for i in range(count)
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def make_config(base_folder: Path, name: str, processes: int, **optim: Any) -> TrainConfig:
-    settings = {"steps": 12, "batch_size": 7, "learning_rate": 0.01, "max_tokens": 64, "save_every": 5} | optim
-    return TrainConfig(
-        name=name, plan="p", base=str(base_folder), device="cpu", processes=processes, optim=OptimSettings(**settings)
-    )
-
-
-def make_run(workspace: Workspace, config: TrainConfig) -> RunFolder:
-    inputs = {
-        "questions": make_questions(), "target": pd.DataFrame({"adapter": [config.name]}),
-        "start": pd.DataFrame({"adapter": [], "sha256": []}),
-    }  # fmt: skip
-    return create_run(workspace, "train", config.name, config.model_dump(mode="json"), "ana", inputs)
-
-
-def start(run: RunFolder) -> "subprocess.Popen[bytes]":
-    """The worker of a run, as the queue starts it."""
-    environment = make_environment() | {"OMP_NUM_THREADS": "1"}
-    command = [*WORKER_COMMAND, str(run.path), "--device", "cpu"]
-    return subprocess.Popen(command, env=environment, start_new_session=True)
-
-
 def start_and_wait_for_step(run: RunFolder, step: int) -> "subprocess.Popen[bytes]":
     process = start(run)
     wait_for(lambda: process.poll() is not None or (run.read_state().done or 0) >= step)
     assert process.poll() is None, run.read_log()
     return process
-
-
-def weights(workspace: Workspace, name: str) -> dict[str, Any]:
-    return load_file(workspace.adapters / name / "adapter_model.safetensors")
-
-
-def assert_same_adapter(workspace: Workspace, name: str, other: str, tolerance: float = 1e-5) -> None:
-    """Equal up to `tolerance`: sums in another order differ in the last digit, and Adam carries that on."""
-    ours, theirs = weights(workspace, name), weights(workspace, other)
-    assert ours.keys() == theirs.keys()
-    for module, values in ours.items():
-        assert_close(values, theirs[module], rtol=10 * tolerance, atol=tolerance)
 
 
 @pytest.fixture
@@ -103,7 +53,10 @@ def test_two_processes_make_the_adapter_of_one(workspace: Workspace, base_folder
     run = make_run(workspace, make_config(base_folder, "pair", 2))
     assert start(run).wait() == 0, run.read_log()
     assert run.read_state().state == "finished"
-    assert "2 processes train together, joined by gloo: 0 on the CPU with" in run.read_log()
+    assert (
+        "2 processes train together (gloo) on the CPU, 1 threads each:\naccelerate launch --multi_gpu" in run.read_log()
+    )
+    assert "Traceback" not in run.read_log()
     assert_same_adapter(workspace, "pair", "alone")
     assert sorted(path.name for path in workspace.adapters.iterdir()) == ["alone", "pair"], "one process publishes"
     losses, expected = (each.query("name == 'loss'")["value"].tolist() for each in (run.read_progress(), before))
@@ -117,12 +70,12 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_it_goes_on_from_its_c
     alone(steps=40)
     run = make_run(workspace, make_config(base_folder, "pair", 2, steps=40))
     process = start_and_wait_for_step(run, 6)
-    (other,) = [child for child in psutil.Process(process.pid).children() if "team" in " ".join(child.cmdline())]
-    other.kill()
+    find_members(run)[1].kill()
     assert process.wait() == 2
     status = run.read_state()
     assert status.state == "failed" and status.error is not None
-    assert re.match(r"Process 2 of 2 ended before its time \(exit status -9\); read the log, then resume", status.error)
+    assert status.error.startswith("One of 2 processes ended before its time; read the log, which says which, then")
+    assert "exitcode: -9" in run.read_log()
     assert not (workspace.adapters / "pair").exists()
 
     run.write_state(StateFile(state="queued", attempt=1))
@@ -135,15 +88,14 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_it_goes_on_from_its_c
 def test_stop_and_cancel_end_all_processes(workspace: Workspace, base_folder: Path, alone, save: bool) -> None:
     run = make_run(workspace, make_config(base_folder, "pair", 2, steps=100_000 if not save else 300))
     process = start_and_wait_for_step(run, 3)
-    others = psutil.Process(process.pid).children()
-    assert len(others) == 1
+    members = find_members(run)
     if save:
         os.killpg(process.pid, signal.SIGTERM)  # as a cluster does: to all of them
     else:
         run.write_request(save=False)
     assert process.wait() == 0, run.read_log()
     assert run.read_state().state == ("stopped" if save else "cancelled")
-    assert not any(other.is_running() for other in others)
+    assert not any(member.is_running() for member in members) and "Traceback" not in run.read_log()
     assert (workspace.adapters / "pair").exists() == save
 
 

@@ -134,6 +134,10 @@ class RunContext:
         self._handed_over = ("queued", None)
         self._end("queued", None)
 
+    def start_over(self) -> None:
+        """Hand over nothing and wait for the next attempt, which goes on from the newest checkpoint."""
+        self._end("queued", None)
+
     def _hand_over(self, state: RunState, ended_at: datetime) -> None:
         self.run.write_manifest(state, ended_at)
         self._handed_over = (state, ended_at)

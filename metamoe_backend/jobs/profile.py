@@ -31,9 +31,10 @@ class Profile(StageConfig):
 
     partition: Word | None = Field(None, description="Partition; by default the cluster's own")
     time_min: int = Field(60, ge=2, le=60 * 24 * 30, description="Time limit of a job, in minutes")
-    gpus: int = Field(0, ge=0, le=64, description="GPUs on the one node a run works on")
-    cpus: int | None = Field(None, ge=1, le=1024, description="Cores")
-    memory_gb: int | None = Field(None, ge=1, le=16_384, description="Memory in GB")
+    nodes: int = Field(1, ge=1, le=1024, description="Nodes; a training spreads its processes over them")
+    gpus: int = Field(0, ge=0, le=64, description="GPUs on each node")
+    cpus: int | None = Field(None, ge=1, le=1024, description="Cores on each node")
+    memory_gb: int | None = Field(None, ge=1, le=16_384, description="Memory on each node, in GB")
     constraint: Word | None = Field(None, description="Features the node must have, as sbatch --constraint takes them")
     account: Word | None = Field(None, description="Account that pays")
     setup: list[Line] = Field(default_factory=list, description="Lines of the shell before the worker starts")

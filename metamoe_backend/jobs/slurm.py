@@ -23,6 +23,7 @@ from metamoe_backend.jobs.durable import locked, try_lock
 from metamoe_backend.jobs.profile import Profile, read_profile
 from metamoe_backend.jobs.records import StateFile
 from metamoe_backend.jobs.run_folder import RunFolder, RunStatus, find_run, queue_lock, utc_now
+from metamoe_backend.jobs.team import describe_launch
 from metamoe_backend.workspace import Workspace
 
 ASK_EVERY_S = 12.0
@@ -58,10 +59,10 @@ def submit(run: RunFolder, state: StateFile, worker_command: Sequence[str]) -> N
     spec, name = run.read_spec(), state.profile or ""
     profile = read_profile(run.workspace, name)
     device = choose_device(spec.config, profile, name)
-    words = [*worker_command, str(run.path.resolve()), "--device", device, "--requeues", str(profile.requeues)]
+    words = [*worker_command, str(run.path.resolve()), *_list_worker_options(profile, device)]
     job = _submit_command(run, profile, f"exec {shlex.join(words)}", device)
     run.write_state(state.model_copy(update={"job": job}))
-    run.append_log(f"Slurm's job {job}: {describe_request(profile)}")
+    run.append_log(f"Slurm's job {job}: {describe_request(profile, int(spec.config.get('processes', 1)))}")
 
 
 def submit_array(runs: Sequence[RunFolder], name: str, worker_command: Sequence[str]) -> None:
@@ -71,7 +72,7 @@ def submit_array(runs: Sequence[RunFolder], name: str, worker_command: Sequence[
     device = choose_device(first.read_spec().config, profile, name)
     stem = str(first.path.resolve()).removesuffix(f"1of{len(runs)}")
     own_folder = f'{shlex.quote(stem)}"$SLURM_ARRAY_TASK_ID"of{len(runs)}'
-    options = shlex.join(["--device", device, "--requeues", str(profile.requeues)])
+    options = shlex.join(_list_worker_options(profile, device))
     command = f"exec {shlex.join(worker_command)} {own_folder} {options}"
     array = {"array": f"1-{len(runs)}", "output": f"{stem}%aof{len(runs)}/log.txt"}
     job = _submit_command(first, profile, command, device, array)
@@ -141,30 +142,48 @@ def count_restarts() -> int:
 
 
 def choose_device(config: Mapping[str, Any], profile: Profile, name: str) -> str:
-    """What a worker is given there: cpu, or one GPU a process. Raises `ConfigError` for more than the profile has."""
+    """What a worker is given on each node: cpu, or one GPU a process there.
+
+    Raises `ConfigError` for more than the profile has, and for nodes that would have nothing to do.
+    """
     wanted, processes = str(config.get("device", "cpu")).partition(":")[0], int(config.get("processes", 1))
+    members, left = divmod(processes, profile.nodes)
+    if left or not members:
+        raise ConfigError(
+            f"Profile {name} has {profile.nodes} nodes, but the run has {processes} processes, which cannot be spread "
+            "over them evenly; choose another number of processes, or another profile."
+        )
     if wanted == "cpu" or (wanted == "auto" and not profile.gpus):
         return "cpu"
-    if processes > profile.gpus:
+    if members > profile.gpus:
+        on_each = " on each node" if profile.nodes > 1 else ""
         raise ConfigError(
-            f"Profile {name} has {profile.gpus} GPUs, but the run wants {processes}; raise gpus in the profile, or "
-            "choose another device or fewer processes."
+            f"Profile {name} has {profile.gpus} GPUs{on_each}, but the run wants {members}; raise gpus in the profile, "
+            "or choose another device or fewer processes."
         )
-    return ",".join(f"cuda:{number}" for number in range(processes))
+    return ",".join(f"cuda:{number}" for number in range(members))
 
 
 def describe_request(profile: Profile, processes: int = 1) -> str:
-    """What Slurm is asked for and what the node then does, as lines of a batch script."""
+    """What Slurm is asked for and what the nodes then do, as lines of a batch script."""
     options = {**_list_options(profile), "signal": f"B:USR2@{profile.save_s}"}
     words = [f"--{option}={value}" for option, value in options.items() if value is not None]
-    together = [f"# {processes} processes, one GPU each, train together (gloo)"] if processes > 1 else []
+    on_each = "srun " if profile.nodes > 1 else ""
+    together = [f"{on_each}{describe_launch(processes, profile.nodes)}"] if processes > 1 else []
     return "\n".join([f"sbatch --requeue {shlex.join(words)}", *profile.setup, *together])
+
+
+def _list_worker_options(profile: Profile, device: str) -> list[str]:
+    nodes = ["--nodes", str(profile.nodes)] if profile.nodes > 1 else []
+    return ["--device", device, "--requeues", str(profile.requeues), *nodes]
 
 
 def _list_options(profile: Profile) -> dict[str, str | int | None]:
     """sbatch's options by their names; None: not said."""
     return {
         "partition": profile.partition,
+        "nodes": profile.nodes,
+        "ntasks-per-node": 1 if profile.nodes > 1 else None,
         "time": profile.time_min,
         "gpus-per-node": profile.gpus or None,
         "cpus-per-task": profile.cpus,
@@ -197,7 +216,7 @@ def _submit_command(
     executor = SlurmExecutor(folder)
     executor.update_parameters(
         job_name=f"metamoe-{run.run_id}",
-        **{option.replace("-", "_"): value for option, value in _list_options(profile).items()},
+        **{option.replace("-", "_"): value for option, value in _list_options(profile).items() if value is not None},
         wckey=None,
         stderr_to_stdout=True,
         use_srun=False,

@@ -1,155 +1,158 @@
-"""The other processes of a training: `python -m metamoe_backend.jobs.team RUN_DIR RANK PROCESSES MEETING DEVICE`.
+"""A training in several processes, which `accelerate launch` starts: here, or on every node of a Slurm allocation.
 
-The worker is the first process. Each other one computes the same stage from the same inputs, silently, takes its share
-of the training (`train.team`), and ends with it. One that dies ends the run; the worker ends those that are left.
+    worker --starts--> accelerate launch, on each node --starts--> jobs.member, `processes` of them in all
+       '------------------------ a socket ------------------------------- the first one reports and asks
+
+The worker computes nothing then: it speaks for the processes as for a stage of its own. They meet on the first node and
+share each batch over gloo (`train.team`). When one of them dies all end, and so they do when the worker dies.
 """
 
 import os
+import shlex
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
-from metamoe_backend.errors import StopRequested, UnavailableError, UserError
+from metamoe_backend.errors import MetaMoEError, TeamBrokenError
 from metamoe_backend.jobs.run_folder import RunFolder
-from metamoe_backend.jobs.supervisor import make_environment
-from metamoe_backend.pipeline import STAGES
-from metamoe_backend.stage import Stage
+from metamoe_backend.stage import Context
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-COMMAND = (sys.executable, "-P", "-m", "metamoe_backend.jobs.team")
-JOIN_S = 300.0
-"""By then all processes must have been started."""
-WORK = timedelta(days=1)
-"""How long one may wait for another within a step: the first one evaluates and saves meanwhile."""
-NOTICE_S = 10.0
-"""A process whose connections are gone has ended by then."""
+NOTICE_S = 60.0
+"""Processes that were told to end, or whose first one has ended, are killed after so long."""
+SHUT_DOWN_S = 10
+"""When one process has ended before its time, those of its node that go on are killed after so long."""
+LOOK_S = 0.2
 
 
-class SilentContext:
-    """`stage.Context` of a process that only helps: the first one speaks for all."""
+class Report(NamedTuple):
+    """What the first process has to say to `Context.progress`; the answer is what that raised, or None."""
 
-    def __init__(self, run: RunFolder) -> None:
-        spec = run.read_spec()
-        self.run_id, self.by, self.created_at = spec.run_id, spec.by, spec.created_at
-        self.workspace_root: Path = run.workspace.root
-        self.scratch: Path = run.checkpoints
-
-    def progress(self, done: int, total: int, **metrics: float) -> None:
-        """Nothing."""
-
-    def emit(self, table: str, frame: "pd.DataFrame") -> None:
-        """Nothing."""
-
-    def log(self, message: str) -> None:
-        """Nothing."""
+    done: int
+    total: int
+    metrics: dict[str, float]
 
 
-@contextmanager
-def open_team(
-    run: RunFolder, processes: int, device: str | None, command: Sequence[str] = COMMAND
-) -> Iterator[list["subprocess.Popen[bytes]"]]:
-    """Be the first of `processes` that work on `run`; yields the others, which have ended afterwards.
+class End(NamedTuple):
+    """The first process's work is over: all rows are emitted, or it raised `error`."""
 
-    `device` is what the queue gave: cpu, or as many GPUs, separated by commas, as there are processes. Raises
-    `UnavailableError` when another process ended before its time.
+    error: MetaMoEError | None
+
+
+def work_together(run: RunFolder, processes: int, nodes: int, device: str | None, context: Context) -> None:
+    """Compute the stage of `run` in `processes` processes, as many on each of `nodes` nodes, and report to `context`.
+
+    `device` is what each node gives: cpu, or GPUs separated by commas. On several nodes, this is the first one of a
+    Slurm allocation. Raises what the first process raises, and `TeamBrokenError` when one ends before its time.
     """
-    if processes == 1:
-        yield []
-        return
-    from torch import distributed
-
     kind = (device or "cpu").partition(":")[0]
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if kind == "cuda" else [""] * processes
-    cores = len(os.sched_getaffinity(0)) // processes if kind == "cpu" else None
-    os.environ["CUDA_VISIBLE_DEVICES"] = seen[0]
-    _limit_threads(cores)
-    threads = f"the CPU with {max(1, cores or 1)} threads"
-    places = [f"{rank} on {f'GPU {gpu}' if gpu else threads}" for rank, gpu in enumerate(seen)]
-    run.append_log(f"{processes} processes train together, joined by gloo: {'; '.join(places)}.")
-    with TemporaryDirectory() as folder:
-        meeting = str(Path(folder) / "meeting")
-        others = [
-            subprocess.Popen(
-                [*command, str(run.path), str(rank), str(processes), meeting, kind],
-                env=make_environment() | {"CUDA_VISIBLE_DEVICES": seen[rank]},
-                stdin=subprocess.DEVNULL,
-            )
-            for rank in range(1, processes)
-        ]
+    with TemporaryDirectory(prefix="metamoe-") as folder, socket.socket(socket.AF_UNIX) as listening:
+        address = str(Path(folder) / "talk")
+        listening.bind(address)
+        listening.listen()
+        listening.settimeout(LOOK_S)
+        launch = describe_launch(processes, nodes, _find_first_host(nodes), str(_find_free_port()))
+        environment = _make_environment(processes // nodes)
+        threads = f"{environment['OMP_NUM_THREADS']} threads each"
+        place = "the CPU" if kind == "cpu" else "one GPU each"
+        context.log(f"{processes} processes train together (gloo) on {place}, {threads}:\n{launch}")
+        module = shlex.join(["--module", "metamoe_backend.jobs.member", str(run.path), kind, address])
+        command = _make_command(f"{launch} {module}", nodes)
+        launcher = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
         try:
-            _join(meeting, 0, processes)
-            yield others
-        except RuntimeError:  # gloo's word for a process that is gone
-            ended = [(rank, code) for rank, code in enumerate(map(_wait, others), 2) if code]
-            if not ended:
-                raise
-            rank, code = ended[0]
-            raise UnavailableError(
-                f"Process {rank} of {processes} ended before its time (exit status {code}); read the log, then resume "
-                "the run: it goes on from its last checkpoint."
-            ) from None
+            _speak_for(listening, launcher, processes, context)
         finally:
-            for process in others:
-                process.kill()
-                process.wait()
-            if distributed.is_initialized():
-                distributed.destroy_process_group()
+            _end(launcher)
 
 
-def _wait(process: "subprocess.Popen[bytes]") -> int | None:
-    """Exit status of a process that is about to end, None for one that works on."""
+def describe_launch(processes: int, nodes: int, host: str = "HOST", port: str = "PORT") -> str:
+    """The line of a shell by which each node starts its processes. HOST and PORT, where they meet, are known there."""
+    rank = '"$SLURM_NODEID"' if nodes > 1 else "0"
+    return (
+        f"accelerate launch --multi_gpu --num_machines {nodes} --num_processes {processes} --machine_rank {rank} "
+        f"--main_process_ip {host} --main_process_port {port} --same_network --rdzv_backend static "
+        "--mixed_precision no --dynamo_backend no"
+    )
+
+
+def _make_command(line: str, nodes: int) -> list[str]:
+    """What starts `line` on each node. Only the worker obeys a kind signal, and says when they are to stop."""
+    accelerate = f"{shlex.quote(sys.executable)} -m accelerate.commands.launch"
+    shell = ["sh", "-c", f'trap "" TERM INT USR2; exec {line.replace("accelerate launch", accelerate, 1)}']
+    if nodes == 1:
+        return shell
+    # What srun does not take over from its allocation by itself:
+    asked = {"cpus-per-task": "SLURM_CPUS_PER_TASK", "gpus-per-node": "SLURM_GPUS_PER_NODE"}
+    options = [f"--{option}={os.environ[name]}" for option, name in asked.items() if os.environ.get(name)]
+    return ["srun", f"--nodes={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1", *options, *shell]
+
+
+def _make_environment(members: int) -> dict[str, str]:
+    """Ours, with the threads of each of the `members` of a node, and signals left to the worker."""
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // members))
+    safe = {"PYTHONSAFEPATH": "1"} if sys.flags.safe_path else {}
+    # torch's launcher reads PET_…: of all signals it obeys SIGQUIT alone, and kills what does not end soon.
+    own = {"OMP_NUM_THREADS": threads, "PET_SIGNALS_TO_HANDLE": "SIGQUIT", "PET_SHUTDOWN_TIMEOUT": f"{SHUT_DOWN_S}"}
+    return {**os.environ, **safe, **own}
+
+
+def _find_first_host(nodes: int) -> str:
+    if nodes == 1:
+        return "127.0.0.1"
+    listed = subprocess.run(
+        ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]], capture_output=True, text=True, check=True
+    )
+    return listed.stdout.split()[0]
+
+
+def _find_free_port() -> int:
+    with socket.socket() as trial:
+        trial.bind(("", 0))
+        return int(trial.getsockname()[1])
+
+
+def _speak_for(listening: socket.socket, launcher: "subprocess.Popen[bytes]", processes: int, context: Context) -> None:
+    """Pass on what the first process says until its end; raises what it raised."""
     try:
-        return process.wait(NOTICE_S)
-    except subprocess.TimeoutExpired:
-        return None
+        with _accept(listening, launcher) as life, _accept(listening, launcher) as talk:  # noqa: F841 - held open
+            while not isinstance(said := talk.recv(), End):
+                talk.send(_report(context, said))
+    except (EOFError, ConnectionError):
+        raise TeamBrokenError(
+            f"One of {processes} processes ended before its time; read the log, which says which, then resume the run: "
+            "it goes on from its last checkpoint."
+        ) from None
+    if said.error is not None:
+        raise said.error
 
 
-def _join(meeting: str, rank: int, processes: int) -> None:
-    from torch import distributed
-
-    store = distributed.FileStore(meeting, processes)
-    store.set_timeout(timedelta(seconds=JOIN_S))
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=processes, timeout=WORK)
-
-
-def _limit_threads(cores: int | None) -> None:
-    import torch
-
-    if cores is not None:
-        torch.set_num_threads(max(1, cores))
+def _accept(listening: socket.socket, launcher: "subprocess.Popen[bytes]") -> Connection:
+    while True:
+        try:
+            return Connection(listening.accept()[0].detach())
+        except TimeoutError:
+            if launcher.poll() is not None:
+                raise EOFError from None
 
 
-def help_with(run: RunFolder, rank: int, processes: int, meeting: str, kind: str, stages: Mapping[str, Stage]) -> int:
-    """Be one of the other processes until the training ends; returns the exit status."""
-    for kindly in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(kindly, signal.SIG_IGN)  # the first process is asked to stop, and says when
-    stage = stages[run.read_spec().stage]
-    config: Any = run.parse_config(stage.config)
-    _limit_threads(len(os.sched_getaffinity(0)) // processes if kind == "cpu" else None)
-    _join(meeting, rank, processes)
+def _report(context: Context, said: Report) -> MetaMoEError | None:
     try:
-        stage.compute(run.read_inputs(), config.model_copy(update={"device": kind}), SilentContext(run))
-    except StopRequested:
-        return 0
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+        context.progress(said.done, said.total, **said.metrics)
+    except MetaMoEError as error:  # a person's wish to stop, or a full disk
+        return error
+    return None
 
 
-def main(arguments: Sequence[str], stages: Mapping[str, Stage] = STAGES) -> int:
-    """Help with the run the arguments name."""
-    folder, rank, processes, meeting, kind = arguments
-    return help_with(RunFolder(Path(folder)), int(rank), int(processes), meeting, kind, stages)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def _end(launcher: "subprocess.Popen[bytes]") -> None:
+    """Wait for the processes, and end those that do not end by themselves."""
+    for kill in (None, signal.SIGQUIT, signal.SIGKILL):
+        if kill is not None:
+            launcher.send_signal(kill)
+        with suppress(subprocess.TimeoutExpired):
+            launcher.wait(NOTICE_S)
+            return

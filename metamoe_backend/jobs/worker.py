@@ -20,6 +20,7 @@ from metamoe_backend.errors import (
     NotFoundError,
     StopRequested,
     StorageError,
+    TeamBrokenError,
     UnavailableError,
     UserError,
 )
@@ -28,20 +29,24 @@ from metamoe_backend.jobs.context import RunContext
 from metamoe_backend.jobs.durable import room_needed
 from metamoe_backend.jobs.records import NO_ROOM, NOT_MINE
 from metamoe_backend.jobs.run_folder import RunFolder
-from metamoe_backend.jobs.team import open_team
+from metamoe_backend.jobs.team import work_together
 from metamoe_backend.memory import is_out_of_memory, list_remedies, make_memory_error
 from metamoe_backend.pipeline import STAGES
-from metamoe_backend.stage import Stage
+from metamoe_backend.stage import Context, Stage
 
 
 def run(
-    run_dir: Path, stages: Mapping[str, Stage] = STAGES, device: str | None = None, requeues: int | None = None
+    run_dir: Path,
+    stages: Mapping[str, Stage] = STAGES,
+    device: str | None = None,
+    requeues: int | None = None,
+    nodes: int = 1,
 ) -> int:
     """Work on one run until its end and return the exit status.
 
     `device` is the slot this process was given: cpu, or cuda:N with that GPU as the only one it can see (or several
-    of them, separated by commas). With `requeues` this is a job of Slurm: asked by it to end, the run saves and has its
-    job queued again, at most so often.
+    of them, separated by commas). With `requeues` this is a job of Slurm, on so many `nodes`: asked by it to end, the
+    run saves and has its job queued again, at most so often.
     """
     folder = RunFolder(run_dir.resolve())
     context = RunContext(folder)
@@ -53,12 +58,17 @@ def run(
     except (StorageError, DiskFullError) as error:
         return _fail(context, error, 2)
     _stop_on_signals(context)
+    may_go_on = requeues is not None and slurm.count_restarts() < requeues
     try:
-        _compute(folder, stages, device, context)
-        if requeues is not None and context.interrupted and slurm.count_restarts() < requeues:
+        _work(folder, stages, device, nodes, context)
+        if may_go_on and context.interrupted:
             _go_on_later(context)
         else:
             context.finish()
+    except TeamBrokenError as error:
+        if not (may_go_on and context.terminated.is_set()):
+            return _fail(context, error, 2)
+        _go_on_later(context)
     except UserError as error:
         return _fail(context, error, 2)
     except BaseException as error:  # noqa: BLE001 - the last line of defence: kept in the run's state and log
@@ -74,7 +84,22 @@ def _fail(context: RunContext, error: BaseException, status: int) -> int:
     return status
 
 
-def _compute(folder: RunFolder, stages: Mapping[str, Stage], device: str | None, context: RunContext) -> None:
+def _work(folder: RunFolder, stages: Mapping[str, Stage], device: str | None, nodes: int, context: RunContext) -> None:
+    spec = folder.read_spec()
+    processes = int(spec.config.get("processes", 1))
+    context.log(f"{spec.stage} {spec.name}: started by {spec.by} on {device or 'this machine'}")
+    try:
+        with room_needed(folder.path):
+            if processes > 1:
+                work_together(folder, processes, nodes, device, context)
+            else:
+                compute(folder, stages, device, context)
+    except StopRequested as stop:
+        context.stop_asked = stop
+
+
+def compute(folder: RunFolder, stages: Mapping[str, Stage], device: str | None, context: Context) -> None:
+    """Compute the stage of a run in this process; raises what that raises, and what its settings lack."""
     spec = folder.read_spec()
     if spec.stage not in stages:
         raise NotFoundError(f"There is no stage {spec.stage!r} (there are: {', '.join(stages)}).")
@@ -82,12 +107,8 @@ def _compute(folder: RunFolder, stages: Mapping[str, Stage], device: str | None,
     config: Any = folder.parse_config(stage.config)
     if device is not None and hasattr(config, "device"):
         config = config.model_copy(update={"device": device.partition(":")[0]})
-    context.log(f"{spec.stage} {spec.name}: started by {spec.by} on {device or 'this machine'}")
     try:
-        with room_needed(folder.path), open_team(folder, getattr(config, "processes", 1), device):
-            stage.compute(folder.read_inputs(), config, context)
-    except StopRequested as stop:
-        context.stop_asked = stop
+        stage.compute(folder.read_inputs(), config, context)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -95,8 +116,12 @@ def _compute(folder: RunFolder, stages: Mapping[str, Stage], device: str | None,
 
 
 def _go_on_later(context: RunContext) -> None:
-    context.log("Slurm asks for room: what is done is saved.")
-    context.hand_back()
+    if context.interrupted:
+        context.log("Slurm asks for room: what is done is saved.")
+        context.hand_back()
+    else:
+        context.log("Slurm has ended the processes on all nodes: the run goes on from its last checkpoint.")
+        context.start_over()
     try:
         slurm.requeue()
     except UnavailableError as error:
@@ -123,12 +148,13 @@ def main(arguments: Sequence[str], stages: Mapping[str, Stage] = STAGES) -> int:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--device")
     parser.add_argument("--requeues", type=int)
+    parser.add_argument("--nodes", type=int, default=1)
     options = parser.parse_args(arguments)
     with RunFolder(options.run_dir).log_file.open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    return run(options.run_dir, stages, options.device, options.requeues)
+    return run(options.run_dir, stages, options.device, options.requeues, options.nodes)
 
 
 if __name__ == "__main__":

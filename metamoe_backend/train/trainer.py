@@ -109,9 +109,7 @@ class OneDeviceArguments(TrainingArguments):
 
     @cached_property
     def _setup_devices(self) -> torch.device:
-        # Accelerate reads the device from the environment; a launcher (torchrun) that spreads processes decides itself.
-        if "LOCAL_RANK" in os.environ:
-            return super()._setup_devices
+        # Accelerate reads the device from the environment.
         os.environ["ACCELERATE_TORCH_DEVICE"] = self.chosen_device
         super()._setup_devices  # noqa: B018 - sets up accelerate's state
         device = torch.device(self.chosen_device)
