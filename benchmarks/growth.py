@@ -1,9 +1,9 @@
 """How each stage grows: CPU seconds and memory against questions, activation rows, experts and runs.
 
 CPU seconds of one process of one thread, one call each (activation reads: the median of three). `questions/N/…`: the
-stages on N drawn questions, vectors of 384 dimensions in 60 groups; map, clusters and suggestions end at --map-up-to.
-`embed_s` ends at 1,000, since each question costs the same. `select_data_s`: N rows of a pool for a task with 50
-shots and 2,000 held-out questions, their vectors at hand.
+stages on N drawn questions, vectors of 384 dimensions in 60 groups; meta-questions, suggestions, map and clusters
+end at --map-up-to. `embed_s` ends at 1,000, since each question costs the same. `select_data_s`: N rows of a pool for a
+task with 50 shots and 2,000 held-out questions, their vectors at hand.
 `activations/N/…`: N rows. `experts/E/forward_vs_bare`: a pass over 1 x 128 tokens of SmolLM2-135M with E experts of
 rank 8 on the MLP, top-2, against the bare model. `runs/N/…`: the queue with N runs. `…_mb`: peak memory of the process.
 `growth/…`: the exponent between the two largest sizes (1: in proportion, 2: with the square).
@@ -49,8 +49,8 @@ SIZES: dict[str, tuple[int, ...]] = {
 QUICK: dict[str, tuple[int, ...]] = {
     "questions": (1_000, 3_000), "activations": (10_000, 1_000_000), "experts": (4, 16), "runs": (10, 100),
 }  # fmt: skip
-WITH_ENCODER, WITH_META_QUESTIONS, WITH_MAP = 1_000, 100_000, 100_000
-"""The most questions that go through the encoder, get meta-questions, and are drawn and suggested skills."""
+WITH_ENCODER, WITH_MAP = 1_000, 100_000
+"""The most questions that go through the encoder, and that get meta-questions, a map and suggestions."""
 DIMENSIONS, GROUPS = 384, 60
 SHOTS, HELD_OUT, BUDGET, TAU = 50, 2_000, 1_000, 0.9
 LEAK_NGRAMS, LEAK_COSINE = 0.7, 0.95
@@ -82,13 +82,12 @@ def measure_questions(n: int, with_map: int) -> Iterator[tuple[str, list[float]]
         with Store.open(Workspace(Path(name) / "ws"), "a benchmark") as store:
             values = {"source": str(source), "task": "many"}
             yield "ingest_s", [cpu_seconds(lambda: run_now(store, "ingest", values, "growth"))]
-            if n <= WITH_META_QUESTIONS:
-                yield "meta_questions_s", [cpu_seconds(lambda: run_now(store, "meta-questions", {}, "growth"))]
             ids = store.frame("SELECT question_id FROM question ORDER BY position")["question_id"]
             yield "take_in_vectors_s", [cpu_seconds(lambda: emit_vectors(store, ids, vectors))]
             label_some(store, ids)
             yield "next_s", [cpu_seconds(lambda: ask_next(store))]
             if n <= with_map:
+                yield "meta_questions_s", [cpu_seconds(lambda: run_now(store, "meta-questions", {}, "growth"))]
                 yield "suggest_s", [cpu_seconds(lambda: run_now(store, "suggest", {}, "growth"))]
                 yield "cluster_s", [cpu_seconds(lambda: run_now(store, "cluster", {}, "growth"))]
             some = ids[: n // 2].tolist()
@@ -236,7 +235,7 @@ def main() -> None:
     """Each size in a process of its own, so that memory is that size's."""
     parser = make_parser(__doc__ or "")
     parser.add_argument("--only", choices=list(SIZES), action="append", help="only this; may be given again")
-    parser.add_argument("--map-up-to", type=int, default=WITH_MAP, metavar="N", help="more questions get no map")
+    parser.add_argument("--map-up-to", type=int, default=WITH_MAP, metavar="N", help="more get no map or suggestions")
     parser.add_argument("--size", type=int, action="append", help="only this size; may be given again")
     options = parser.parse_args()
     values: dict[str, list[float]] = {}

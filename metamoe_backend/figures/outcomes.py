@@ -99,8 +99,9 @@ def make_error_figure(errors: pd.DataFrame, kinds: dict[str, str]) -> go.Figure:
     oracle = errors[errors["system"] == "oracle"]
     if len(oracle):
         figure.add_vline(
-            x=float(oracle["error_rate"].iloc[0]), line={"dash": "dot", "color": GREY}, annotation_text=_("oracle")
-        )
+            x=float(oracle["error_rate"].iloc[0]), line={"dash": "dot", "color": GREY}, annotation_text=_("oracle"),
+            annotation_position="top",
+        )  # fmt: skip
     row = WIDE_ROW if len(shown) <= MOST_WIDE_ROWS else NARROW_ROW
     finish(figure, 70 + row * len(shown), legend=False)
     figure.update_xaxes(title=_("error rate, 95 % interval"), tickformat=".0%", range=[-0.02, 1.02], nticks=5)
