@@ -83,7 +83,10 @@ def _render_runs(runs: Mapping[str, str], words: Mapping[str, str]) -> None:
     workspace = get_workspace()
     metrics = {letter: read_metrics(run_id) for letter, run_id in runs.items()}
     st.markdown("  \n".join(f"**{letter}** {plain(words[run_id])}" for letter, run_id in runs.items()))
-    settings, canvas = st.columns([2, 3], gap="medium")
+    if len(runs) == 2:
+        settings, canvas = st.columns(2, gap="medium")
+    else:
+        settings, canvas = st.container(), st.container()  # more columns than fit beside the figure
     with settings:
         differing = compare_settings(
             {letter: find_run(workspace, run_id).read_spec().config for letter, run_id in runs.items()}
