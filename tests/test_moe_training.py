@@ -457,9 +457,12 @@ def test_a_stopped_run_goes_on_to_the_same_mixture(root, bank, base_folder):
     assert get_system(resumed)["sha256"] == get_system(whole)["sha256"]
 
 
-def test_an_expert_that_changed_in_the_bank_is_refused(root, bank, base_folder):
+def test_an_expert_that_changed_in_the_bank_or_left_it_is_refused(root, bank, base_folder):
     make_tiny_adapter(root / "adapters" / "painter", base_folder)
     with pytest.raises(StorageError, match="expert 'painter' are not those recorded in the bank"):
+        make_mixture(root, bank, make_config(base_folder))
+    shutil.rmtree(root / "adapters" / "painter")
+    with pytest.raises(StorageError, match="Expert 'painter' is missing from .*; put it back, or train or import it"):
         make_mixture(root, bank, make_config(base_folder))
 
 

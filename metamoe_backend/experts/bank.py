@@ -173,11 +173,14 @@ def _rename_to_free_name(written: Path, name: str) -> str:
 def read_banked(adapters: pd.DataFrame, loaded: "LoadedBase", workspace_root: Path) -> list[AdapterWeights]:
     """The weights of adapters of the bank (rows.Adapter), in order, checked against the base model they stand on.
 
-    Raises `StorageError` when the weights on disk are not those that were recorded.
+    Raises `StorageError` when the weights on disk are not those that were recorded, or gone.
     """
     bank = []
     for name, sha256 in zip(adapters["adapter"], adapters["sha256"], strict=True):
-        weights = read_adapter(Workspace(workspace_root).adapters / name, loaded.model)
+        folder = Workspace(workspace_root).adapters / name
+        if not folder.is_dir():
+            raise StorageError(f"Expert {name!r} is missing from {folder}; put it back, or train or import it again.")
+        weights = read_adapter(folder, loaded.model)
         if weights.sha256 != sha256:
             raise StorageError(
                 f"The weights of expert {name!r} are not those recorded in the bank; train or import it again."
