@@ -120,6 +120,11 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
 
 def _add_on(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--on", metavar="PROFILE", help="start on Slurm, by WORKSPACE/profiles/PROFILE.toml")
+    parser.add_argument(
+        "--after", nargs="+", default=[], metavar="RUN",
+        help="begin when these runs have finished; runs that make the experts or systems named here are waited for "
+        "anyway",
+    )  # fmt: skip
 
 
 def _add_shards(parser: argparse.ArgumentParser) -> None:

@@ -1,23 +1,27 @@
-"""Starting a stage: here and now, or as a job of its own."""
+"""Starting a stage: here and now, as a job of its own, or as a job that waits for others."""
 
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 from metamoe_backend.config import DEFAULT_BASE, StageConfig, parse_config
-from metamoe_backend.errors import NotFoundError, UserError
+from metamoe_backend.errors import ConfigError, ConflictError, NotFoundError, UserError
 from metamoe_backend.jobs.context import RunContext
 from metamoe_backend.jobs.profile import read_profile
-from metamoe_backend.jobs.run_folder import RunFolder, create_run, create_shards, list_runs
+from metamoe_backend.jobs.run_folder import RunFolder, RunStatus, create_run, create_shards, find_run, list_runs
 from metamoe_backend.jobs.supervisor import submit, submit_shards
 from metamoe_backend.pipeline import STAGES
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.ingestion import ingest_run
+from metamoe_backend.store.runs import NAMING
 from metamoe_backend.workspace import Workspace
 
 OnProgress = Callable[[int, int], None]
+_MAKERS = ("train", "sequence", "moe", "import", "select-data")
+"""Stages whose results the settings of other runs name."""
 
 
 def run_now(
@@ -27,7 +31,7 @@ def run_now(
 
     A mistake of the person (`UserError`) leaves no run and no row behind.
     """
-    (run,) = _create(store, stage, values, by, cut=False)
+    (run,) = _create(store, stage, values, by)
     context = RunContext(run, on_progress=on_progress)
     context.start()
     try:
@@ -44,16 +48,21 @@ def run_now(
     return run
 
 
-def launch(store: Store, stage: str, values: dict[str, Any], by: str, profile: str | None = None) -> RunFolder:
+def launch(
+    store: Store, stage: str, values: dict[str, Any], by: str, profile: str | None = None, after: Sequence[str] = ()
+) -> RunFolder:
     """Hand a stage to the local queue, or with a profile to Slurm, and return at once.
 
     The run goes on when this process ends. What Slurm does not take leaves no run behind (see `jobs.slurm.submit`).
+    It waits for the runs `after` (ids), and where its settings name systems that runs under way are making, for these:
+    it begins when they have finished, and its rows are read then (see `jobs.waiting`).
     With `shards` in the settings these are several runs, as many as the work can be cut into; returns the first of
     them (see `run_folder.list_shards`).
     """
     if profile is not None:
         read_profile(store.workspace, profile)  # before anything is prepared
-    runs = _create(store, stage, with_absolute_path(values, "source"), by, cut=True)
+    waits_for = _find_unfinished(store.workspace, after)
+    runs = _create(store, stage, with_absolute_path(values, "source"), by, can_wait=True, after=waits_for)
     if len(runs) == 1:
         submit(store.workspace, runs[0], profile)
     else:
@@ -61,21 +70,87 @@ def launch(store: Store, stage: str, values: dict[str, Any], by: str, profile: s
     return runs[0]
 
 
-def _create(store: Store, stage: str, values: dict[str, Any], by: str, cut: bool) -> list[RunFolder]:
+def _create(
+    store: Store, stage: str, values: dict[str, Any], by: str, can_wait: bool = False, after: Sequence[str] = ()
+) -> list[RunFolder]:
+    """The runs of a stage; where it can wait, it may be cut into shards, too."""
     if stage not in STAGES:
         raise NotFoundError(f"There is no stage {stage!r} (there are: {', '.join(STAGES)}).")
     values = with_absolute_path(with_absolute_path(values, "base"), "pool")
     config: StageConfig = parse_config(STAGES[stage].config, values)
+    name, settings = run_name(stage, config), config.model_dump(mode="json")
+    cut_inputs, shards = STAGES[stage].cut, getattr(config, "shards", 1)
+    makers = [status.run_id for status in find_makers(store, config)] if can_wait else []
+    after = list(dict.fromkeys([*after, *makers]))
+    if after:
+        _check_what_waits(store, config, shards)
+        return [create_run(store.workspace, stage, name, settings, by, None, after=after)]
     try:
         inputs = STAGES[stage].prepare(store, config)
     except NotFoundError as error:
         raise NotFoundError(f"{error}{_name_what_is_made(store.workspace, stage)}") from None
-    cut_inputs, shards = STAGES[stage].cut, getattr(config, "shards", 1)
-    parts = cut_inputs(inputs, config, shards) if cut and cut_inputs is not None and shards > 1 else [inputs]
-    name, settings = run_name(stage, config), config.model_dump(mode="json")
+    parts = cut_inputs(inputs, config, shards) if can_wait and cut_inputs is not None and shards > 1 else [inputs]
     if len(parts) == 1:
         return [create_run(store.workspace, stage, name, settings, by, parts[0])]
     return create_shards(store.workspace, stage, name, settings, by, parts)
+
+
+def find_makers(store: Store, config: StageConfig) -> list[RunStatus]:
+    """The runs under way that make the systems (or the selection of data) that `config` names and nobody has made yet.
+
+    None where it names something that no run is making: what is missing is said then, not waited for.
+    """
+    from metamoe_backend.store.experts import fetch_systems
+
+    named = _list_named(config)
+    missing = set(named).difference(fetch_systems(store)["system"], ["base"]) if named else set()
+    if not missing:
+        return []
+    statuses = [run.read_state() for run in list_runs(store.workspace)]
+    missing -= {status.run_id for status in statuses if status.state == "finished"}
+    coming = [status for status in statuses if status.state in ("queued", "running") and status.stage in _MAKERS]
+    makers = [status for status in coming if any(_makes(status, name) for name in missing)]
+    return makers if all(any(_makes(status, name) for status in makers) for name in missing) else []
+
+
+def _list_named(config: StageConfig) -> list[str]:
+    if getattr(config, "from_scratch", False):
+        return []  # its experts are fresh ones
+    values = [getattr(config, field, None) for field in NAMING]
+    named = [each for value in values for each in (value if isinstance(value, list) else [value])]
+    return [name for name in dict.fromkeys(named) if isinstance(name, str)]
+
+
+def _makes(status: RunStatus, name: str) -> bool:
+    if status.stage == "select-data":
+        return status.run_id == name
+    step = status.stage == "sequence" and re.fullmatch(rf"{re.escape(status.name)}-\d+", name)
+    return status.name == name or bool(step)
+
+
+def _find_unfinished(workspace: Workspace, run_ids: Sequence[str]) -> list[str]:
+    """Those that have not finished; raises `ConflictError` for one that never will."""
+    statuses = [find_run(workspace, run_id).read_state() for run_id in run_ids]
+    for status in statuses:
+        if status.state == "cancelled":
+            raise ConflictError(f"Run {status.run_id} was cancelled and will not finish; wait for another one.")
+    return [status.run_id for status in statuses if status.state != "finished"]
+
+
+def _check_what_waits(store: Store, config: StageConfig, shards: int) -> None:
+    """What can be said of settings before the rows are there."""
+    from metamoe_backend.store.experts import require_plan
+    from metamoe_backend.store.questions import require_tasks
+
+    if shards > 1:
+        raise ConfigError(
+            f"shards is {shards}, but a run that waits for others cannot be cut; let shards be 1, or wait with it."
+        )
+    plan, tasks = getattr(config, "plan", None), getattr(config, "tasks", None)
+    if plan is not None:
+        require_plan(store, plan)
+    if tasks:
+        require_tasks(store, tasks)
 
 
 def _name_what_is_made(workspace: Workspace, stage: str) -> str:

@@ -7,19 +7,23 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
 from metamoe_backend.config import Device, StageConfig
-from metamoe_backend.errors import DivergedError, InputError, StopRequested
+from metamoe_backend.errors import DivergedError, InputError, NotFoundError, StopRequested
 from metamoe_backend.jobs import supervisor, webhook, worker
 from metamoe_backend.stage import Context, Inputs, Stage
 from metamoe_backend.workspace import Workspace
 
+if TYPE_CHECKING:
+    from metamoe_backend.store.connection import Store
+
 SCRIPT = Path(__file__).resolve()
 WORKER_COMMAND = (sys.executable, str(SCRIPT), "worker")
 SUPERVISOR_COMMAND = (sys.executable, str(SCRIPT), "supervisor")
+ROWS_COMMAND = (sys.executable, str(SCRIPT), "rows")
 PATIENCE_S = 900
 """A guard against a test that hangs for ever; no test expects anything to happen within a time."""
 
@@ -71,7 +75,18 @@ def _count(inputs: Inputs, config: CountConfig, context: Context) -> None:
                 raise
 
 
-STAGES = {"count": Stage("count", CountConfig, (), ("rejected_row",), lambda store, config: {}, compute)}
+def prepare_follow(store: "Store", config: CountConfig) -> Inputs:
+    counted = store.frame("SELECT line FROM rejected_row")
+    if counted.empty:
+        raise NotFoundError("Nothing has been counted yet; run `count`.")
+    return {"counted": counted}
+
+
+STAGES = {
+    "count": Stage("count", CountConfig, (), ("rejected_row",), lambda store, config: {}, compute),
+    "follow": Stage("follow", CountConfig, ("rejected_row",), ("rejected_row",), prepare_follow, compute),
+}
+"""follow goes on counting from all the rows that others have made."""
 
 
 def find_processes(workspace: Workspace, role: str = "") -> list[psutil.Process]:
@@ -96,6 +111,13 @@ def wait_for(condition: Callable[[], Any]) -> Any:
 
 if __name__ == "__main__":
     supervisor.IDLE_S, supervisor.CANCEL_GRACE_S, supervisor.POLL_S = 0.5, 1.0, 0.05
+    supervisor.ROWS_EVERY_S = 0.2
     webhook.LOOK_S, webhook.RETRY_AFTER_S = 0.2, (0.0, 0.0)
     role, *arguments = sys.argv[1:]
-    sys.exit(worker.main(arguments, STAGES) if role == "worker" else supervisor.main(arguments, WORKER_COMMAND))
+    if role == "rows":
+        from metamoe_backend import waiting  # here: the others do without a database
+
+        sys.exit(waiting.main(arguments, STAGES))
+    if role == "worker":
+        sys.exit(worker.main(arguments, STAGES))
+    sys.exit(supervisor.main(arguments, WORKER_COMMAND, ROWS_COMMAND))

@@ -16,9 +16,10 @@ import httpx
 import pytest
 
 from metamoe_backend import cli, launch
+from metamoe_backend.jobs.run_folder import RunFolder
 from metamoe_backend.rows import TABLES
 from metamoe_backend.store.connection import Store
-from metamoe_backend.verbs import experts, results, routing
+from metamoe_backend.verbs import common
 from metamoe_backend.verbs import workspace as workspace_verbs
 from metamoe_backend.workspace import Workspace
 from tests.fake_encoder import install
@@ -62,6 +63,10 @@ def say(workspace: Path, *words: object) -> Said:
         except SystemExit as end:  # what argparse does about a command it cannot read
             code = int(end.code or 0)
     return Said(code, out.getvalue(), err.getvalue())
+
+
+def run_in_this_process(store: Store, stage: str, values: dict[str, Any], by: str, *_: object) -> RunFolder:
+    return launch.run_now(store, stage, values, by)
 
 
 def say_json(workspace: Path, *words: object) -> dict[str, Any]:
@@ -133,8 +138,7 @@ def loop(tmp_path_factory: pytest.TempPathFactory, files: Path) -> Iterator[dict
         said["plan"] = say_json(workspace, "plan", "p", "--assign", "arithmetic=calc", "sight=eyes")
         settings = ("--base", base, "--steps", 3, "--device", "cpu", "--wait", "--set", "optim.batch_size=4")
         said["train in a worker"] = say_json(workspace, "train", "expert", "calc", *settings)
-        for module in (experts, results):
-            patch.setattr(module, "launch", launch.run_now)
+        patch.setattr(common, "launch", run_in_this_process)
         said["train expert"] = say_json(workspace, "train", "expert", "eyes", *settings)
         said["train mixed"] = say_json(workspace, "train", "mixed", *settings)
         said["train moe"] = say_json(workspace, "train", "moe", "both", "--experts", "calc,eyes", *settings)
@@ -296,7 +300,7 @@ def test_tables_of_the_pages(loop: dict[str, Any]):
 def test_a_question_is_forced_through_each_expert(loop: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     workspace = loop["workspace"]
     install(monkeypatch)
-    monkeypatch.setattr(routing, "launch", launch.run_now)  # the router's encoder is a fake of this process
+    monkeypatch.setattr(common, "launch", run_in_this_process)  # the router's encoder is a fake of this process
     rows = say_json(workspace, "sql", "SELECT question_id FROM question WHERE split = 'test' ORDER BY ALL LIMIT 1")[
         "rows"
     ]

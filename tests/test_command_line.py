@@ -34,7 +34,7 @@ from metamoe_backend.config import (
 from metamoe_backend.jobs.command_line import ON_SLURM, command_line, make_command_line
 from metamoe_backend.jobs.run_folder import create_run
 from metamoe_backend.pipeline import STAGES
-from metamoe_backend.verbs import experts
+from metamoe_backend.verbs import common, experts
 from metamoe_backend.workspace import DEFAULT_WORKSPACE, Workspace
 
 HERE = Workspace(DEFAULT_WORKSPACE)
@@ -51,9 +51,9 @@ def verbs_that_only_ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
     for name in VERB_GROUPS:
         module = import_module(f"metamoe_backend.verbs.{name}")
-        for starter in ("run_now", "launch"):
-            monkeypatch.setattr(module, starter, ask, raising=False)
+        monkeypatch.setattr(module, "run_now", ask, raising=False)
         monkeypatch.setattr(module, "open_store", lambda options: (tmp_path / "store").open("w"), raising=False)
+    monkeypatch.setattr(common, "launch", ask)
     monkeypatch.setattr(experts, "newest_plan", lambda store: "the newest")
 
 
@@ -73,12 +73,13 @@ def test_a_run_on_slurm_says_so(
 ) -> None:
     given_profiles: list[Any] = []
 
-    def ask(store: Any, stage: str, values: dict[str, Any], by: str, profile: str | None = None) -> None:
+    def ask(
+        store: Any, stage: str, values: dict[str, Any], by: str, profile: str | None = None, after: Any = ()
+    ) -> None:
         given_profiles.append(profile)
         raise Asked(stage, parse_config(STAGES[stage].config, values))
 
-    for name in ("data", "experts", "results", "routing", "selection"):
-        monkeypatch.setattr(import_module(f"metamoe_backend.verbs.{name}"), "launch", ask)
+    monkeypatch.setattr(common, "launch", ask)
     monkeypatch.setattr("metamoe_backend.verbs.data.run_now", lambda *asked: ask(*asked[:4]))
     config = next(config for name, config, _ in CASES if name == stage)
     run = create_run(Workspace(tmp_path / "ws").create(), stage, "a run", config, "ana", {})

@@ -25,7 +25,7 @@ from metamoe_backend.store.expert_selections import (
     fetch_candidates,
     fetch_selections,
 )
-from metamoe_backend.verbs import selection as selection_verb
+from metamoe_backend.verbs import common
 from metamoe_backend.workspace import Workspace
 from tests.conftest import insert_rows
 from tests.recording import RecordingContext
@@ -266,7 +266,7 @@ def known_hash(ranking: pd.DataFrame, adapter: str) -> str:
 
 
 def test_the_command_says_what_was_chosen_and_why(store: Store, base: str, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(selection_verb, "launch", run_now)
+    monkeypatch.setattr(common, "launch", lambda store, stage, values, by, *_: run_now(store, stage, values, by))
     root = str(store.workspace.root)
     store.close()
     words = ["--workspace", root, "select", "--task", "colour", "--k", "4", "--draws", "2", "--shortlist", "4"]

@@ -228,7 +228,7 @@ def test_the_form_starts_a_run_on_slurm(opened: AppTest, synthetic: Workspace, m
     assert app.button(key="jobs_new_start").disabled
     app.selectbox(key=f"jobs_{panel}_on").select("a100").run()
     assert any(code.value.endswith("--on a100") for code in app.code)
-    assert "sbatch --requeue --time=60 --gpus-per-node=1 --signal=B:USR2@120" in [code.value for code in app.code]
+    assert "sbatch --requeue --nodes=1 --time=60 --gpus-per-node=1 --signal=B:USR2@120" in [code.value for code in app.code]
     app.button(key="jobs_new_start").click().run()
     assert not app.exception and not app.error and started == [("logic", "a100")]
 

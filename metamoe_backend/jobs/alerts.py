@@ -17,6 +17,7 @@ from metamoe_backend.config import StageConfig, read_config_file
 from metamoe_backend.errors import DivergedError
 from metamoe_backend.i18n import _, ngettext
 from metamoe_backend.jobs.run_folder import RunStatus
+from metamoe_backend.jobs.waiting import find_obstacle, find_waits
 from metamoe_backend.workspace import Workspace
 
 AlertKind = Literal["loss-nan", "no-progress", "queue-blocked"]
@@ -93,6 +94,7 @@ def find_alerts(statuses: Sequence[RunStatus], settings: AlertSettings, now: dat
         elif status.state == "queued" and status.job and (status.waits_for or "").startswith(_HELD_BACK):
             sentence = _("Slurm holds its job back ({reason}): mend the profile, or ask who runs the cluster.")
             told.append((status, "queue-blocked", sentence.format(reason=status.waits_for)))
+    told += [(status, "queue-blocked", sentence) for status, sentence in _find_stuck(statuses)]
     blocked = _find_blocked(statuses, quiet, settings)
     if blocked is not None:
         told.append((blocked[0], "queue-blocked", blocked[1]))
@@ -125,11 +127,27 @@ def _quiet_sentence(status: RunStatus) -> str:
     return f"{since} ({where}); {advice}" if status.total else f"{since}; {advice}"
 
 
+def _find_stuck(statuses: Sequence[RunStatus]) -> list[tuple[RunStatus, str]]:
+    """Runs that wait for one that has stopped or failed, and why they will not start by themselves."""
+    by_id, stuck = {status.run_id: status for status in statuses}, []
+    for run_id, wait in find_waits(statuses).items():
+        other = find_obstacle(by_id[run_id], by_id)
+        if wait == "person" and other is not None and other[1] is not None and other[1].state in ("stopped", "failed"):
+            sentence = {
+                "stopped": _("It waits for {name}, which was stopped: resume that run, or cancel this one."),
+                "failed": _("It waits for {name}, which has failed: resume that run, or cancel this one."),
+            }[other[1].state]
+            stuck.append((by_id[run_id], sentence.format(name=other[1].name)))
+    return stuck
+
+
 def _find_blocked(
     statuses: Sequence[RunStatus], quiet: Sequence[RunStatus], settings: AlertSettings
 ) -> tuple[RunStatus, str] | None:
     """The next run of the local queue where nothing will let it start, and why."""
-    queued = [status for status in statuses if status.state == "queued" and status.place is not None]
+    queued = [
+        status for status in statuses if status.state == "queued" and status.place is not None and status.prepared
+    ]
     if not queued:
         return None
     first = min(queued, key=lambda status: (status.place, status.run_id))

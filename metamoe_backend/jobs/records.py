@@ -40,6 +40,8 @@ class RunSpec(BaseModel):
     """Where relative paths of the config start: the folder the person stood in."""
     shard: Shard | None = None
     """None: the run does all of it."""
+    after: list[str] = []
+    """Runs that must have finished before this one's rows can be read."""
 
 
 class StateFile(BaseModel):

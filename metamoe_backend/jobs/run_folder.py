@@ -7,7 +7,7 @@
     progress.jsonl    one line a report of progress, with its metrics
     log.txt           everything the worker printed
     alerts.jsonl      the alerts that were sent elsewhere
-    inputs/           NAME.parquet: what `prepare` read
+    inputs/           NAME.parquet: what `prepare` read; not there yet while the run waits for others (`jobs.waiting`)
     slurm/            the batch scripts of a run that starts on Slurm
     checkpoints/      the stage's own; survives a stop
     output/           TABLE-NNNN.parquet: what the stage emitted
@@ -105,6 +105,10 @@ class RunStatus:
     """stop or cancel, while a running worker has been asked to."""
     shard: Shard | None = None
     """Which part of the work it does; None: all of it."""
+    after: tuple[str, ...] = ()
+    """Runs that must have finished before its rows can be read."""
+    prepared: bool = True
+    """False: it is queued and its rows have not been read yet (see `jobs.waiting`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,11 @@ class RunFolder:
     @property
     def inputs(self) -> Path:
         return self.path / "inputs"
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether what it reads is there."""
+        return self.inputs.is_dir()
 
     @property
     def output(self) -> Path:
@@ -206,6 +215,18 @@ class RunFolder:
                 raise StorageError(f"{path} is damaged ({error}); start the run anew.") from None
         return inputs
 
+    def write_inputs(self, inputs: "Mapping[str, pd.DataFrame]") -> None:
+        """Keep what `prepare` read, all of it or nothing. Hold `queue_lock` unless nobody knows of the run yet."""
+        if bad := [key for key in inputs if not re.match(NAME_PATTERN, key)]:
+            raise ValueError(f"inputs {bad} cannot be file names")
+        hidden = self.path / ".inputs"
+        shutil.rmtree(hidden, ignore_errors=True)
+        hidden.mkdir()
+        for key, frame in inputs.items():
+            replace_file(hidden / f"{key}.parquet", partial(_write_parquet, frame))
+        hidden.rename(self.inputs)
+        sync_folder(self.path)
+
     # State
 
     def read_state(self) -> RunStatus:
@@ -237,6 +258,8 @@ class RunFolder:
             job=state.job,
             shard=spec.shard,
             waits_for=state.waits_for,
+            after=tuple(spec.after),
+            prepared=state.state != "queued" or self.is_prepared,
         )
         if status.state not in ("queued", "running"):
             return replace(status, lost=self.read_state_file().state == "running")
@@ -460,26 +483,29 @@ def create_run(
     name: str,
     config: StageConfig | dict[str, Any],
     by: str,
-    inputs: "Mapping[str, pd.DataFrame]",
+    inputs: "Mapping[str, pd.DataFrame] | None",
     run_id: str | None = None,
     shard: Shard | None = None,
+    after: Sequence[str] = (),
 ) -> RunFolder:
-    """A new queued run, whole or not at all. It is in nobody's queue yet: submit it, or run it in place."""
+    """A new queued run, whole or not at all. It is in nobody's queue yet: submit it, or run it in place.
+
+    `inputs` None: they can be read when the runs of `after` have finished.
+    """
     now = utc_now()
     run_id = run_id or make_run_id(stage, now) + (name_shard(shard) if shard else "")
     values = config.model_dump(mode="json") if isinstance(config, StageConfig) else config
     spec = RunSpec(
-        run_id=run_id, stage=stage, name=name, config=values, by=by, created_at=now, cwd=str(Path.cwd()), shard=shard
-    )
-    if bad := [key for key in inputs if not re.match(NAME_PATTERN, key)]:
-        raise ValueError(f"inputs {bad} cannot be file names")
+        run_id=run_id, stage=stage, name=name, config=values, by=by, created_at=now, cwd=str(Path.cwd()), shard=shard,
+        after=list(after),
+    )  # fmt: skip
     workspace.runs.mkdir(parents=True, exist_ok=True)
     hidden = RunFolder(workspace.runs / f".new-{run_id}")
     try:
-        for folder in (hidden.inputs, hidden.output, hidden.checkpoints):
+        for folder in (hidden.output, hidden.checkpoints):
             folder.mkdir(parents=True)
-        for key, frame in inputs.items():
-            replace_file(hidden.inputs / f"{key}.parquet", partial(_write_parquet, frame))
+        if inputs is not None:
+            hidden.write_inputs(inputs)
         replace_text(hidden.path / "spec.json", spec.model_dump_json(indent=1))
         hidden.write_state(StateFile(state="queued"))
         hidden.path.rename(workspace.runs / run_id)

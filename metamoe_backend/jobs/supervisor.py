@@ -1,10 +1,12 @@
 """The queue: one detached process per workspace starts runs as devices come free.
 
     submit -> queued -> (a slot is free) -> worker process -> finished | stopped | cancelled | failed
+              (waits for other runs, then has its rows read: see `jobs.waiting`)
 
 The run folders are the truth; the supervisor remembers nothing that it could not read off them again, except its
 children's exit codes. It outlives the dashboard, and its workers outlive it: a new supervisor finds them by their
-process identity and waits for their slots. It leaves when nothing is queued or running, and all alerts are sent.
+process identity and waits for their slots. It leaves when nothing is queued or running, and all alerts are sent; runs
+that wait for a person to resume another one do not keep it.
 
 No run is lost between a submit and a supervisor that is leaving: both happen under the queue's lock. A supervisor gives
 its own lock back inside it, having seen an empty queue; whoever queues a run looks inside it whether one still stays,
@@ -23,7 +25,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from metamoe_backend.errors import (
     ConfigError,
@@ -48,17 +50,24 @@ from metamoe_backend.jobs.run_folder import (
     reason_of_death,
     utc_now,
 )
+from metamoe_backend.jobs.waiting import find_obstacle, find_waits
 from metamoe_backend.jobs.webhook import Webhook
 from metamoe_backend.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 POLL_S = 0.5
 IDLE_S = 3.0
 CANCEL_GRACE_S = 10.0
 """A cancelled worker that has not ended by itself after this long is killed."""
+ROWS_EVERY_S = 5.0
+"""Rows of runs that waited are asked for again after so long: the database may have been busy."""
 _PROJECT = Path(__file__).resolve().parents[2]
 # -P: the folder a person happens to stand in must not shadow any module.
 SUPERVISOR_COMMAND = (sys.executable, "-P", "-m", "metamoe_backend.jobs.supervisor")
 WORKER_COMMAND = (sys.executable, "-P", "-m", "metamoe_backend.jobs.worker")
+ROWS_COMMAND = (sys.executable, "-P", "-m", "metamoe_backend.waiting")
 Seen = dict[str, tuple[int, RunStatus]]
 """Ended runs by id: when their state.json last changed (ns since 1970), and how they stand."""
 _supervisors: list["subprocess.Popen[bytes]"] = []
@@ -71,14 +80,15 @@ _supervisors: list["subprocess.Popen[bytes]"] = []
 def submit(workspace: Workspace, run: RunFolder, profile: str | None = None) -> None:
     """Put a run at the end of the queue and see to it that somebody works on the queue; with a profile, Slurm does.
 
-    Submitting a queued run again changes nothing. Raises `ConflictError` for a run that has started or ended. A new run
-    that Slurm does not take (see `slurm.submit`) leaves nothing behind.
+    One that waits for others is in the local queue first, whatever its profile. Submitting a queued run again changes
+    nothing. Raises `ConflictError` for a run that has started or ended. A new run that Slurm does not take (see
+    `slurm.submit`) leaves nothing behind.
     """
     with locked(queue_lock(workspace)):
         state = run.read_state_file()
         if state.state != "queued":
             raise ConflictError(f"Run {run.run_id} is {state.state}; only a new run can be submitted.")
-        if profile is not None:
+        if profile is not None and run.is_prepared:
             try:
                 slurm.submit(run, state.model_copy(update={"profile": profile}), WORKER_COMMAND)
             except UserError:
@@ -88,8 +98,39 @@ def submit(workspace: Workspace, run: RunFolder, profile: str | None = None) -> 
                 _ensure_supervisor(workspace)
             return
         if state.place is None:
-            _enqueue(workspace, run, state)
+            _enqueue(workspace, run, state.model_copy(update={"profile": profile}))
         _ensure_supervisor(workspace)
+
+
+def release(run: RunFolder, inputs: "Mapping[str, pd.DataFrame]") -> None:
+    """Give a run that waited for others the rows it reads, and let it start: here, or by its profile on Slurm.
+
+    One that was cancelled meanwhile stays so. What Slurm does not take (see `slurm.submit`) reads as failed.
+    """
+    with locked(queue_lock(run.workspace)):
+        state = run.read_state_file()
+        if state.state != "queued" or run.is_prepared:
+            return
+        run.write_inputs(inputs)
+        if state.profile is not None:
+            try:
+                slurm.submit(run, state.model_copy(update={"place": None}), WORKER_COMMAND)
+            except UserError as error:
+                run.write_state(_fail(state, str(error)))
+                return
+        _ensure_supervisor(run.workspace)
+
+
+def give_up_waiting(run: RunFolder, why: str) -> None:
+    """A run that waited for others fails before it has begun; a person may mend what `why` says, and resume it."""
+    with locked(queue_lock(run.workspace)):
+        state = run.read_state_file()
+        if state.state == "queued" and not run.is_prepared:
+            run.write_state(_fail(state, why))
+
+
+def _fail(state: StateFile, why: str) -> StateFile:
+    return state.model_copy(update={"state": "failed", "error": why, "ended_at": utc_now()})
 
 
 def submit_shards(workspace: Workspace, runs: Sequence[RunFolder], profile: str | None = None) -> None:
@@ -143,7 +184,9 @@ def _read_statuses(workspace: Workspace, seen: Seen | None) -> list[RunStatus]:
 
 def _need_supervisor(workspace: Workspace, statuses: Sequence[RunStatus]) -> bool:
     """For runs of the local queue, and for those on Slurm where alerts are sent."""
+    asleep = {run_id for run_id, wait in find_waits(statuses).items() if wait == "person"}
     active = [status for status in statuses if status.lost or status.state in ("queued", "running")]
+    active = [status for status in active if status.run_id not in asleep]
     if any(status.place is not None for status in active):
         return True
     return any(status.job is not None for status in active) and _sends_alerts(workspace)
@@ -198,7 +241,10 @@ def cancel(run: RunFolder) -> None:
 def retry(run: RunFolder) -> RunFolder:
     """The same run once more, from the beginning, in a folder of its own."""
     spec = run.read_spec()
-    again = create_run(run.workspace, spec.stage, spec.name, spec.config, spec.by, run.read_inputs(), shard=spec.shard)
+    inputs = run.read_inputs() if run.is_prepared else None
+    again = create_run(
+        run.workspace, spec.stage, spec.name, spec.config, spec.by, inputs, shard=spec.shard, after=spec.after
+    )
     submit(run.workspace, again, run.read_state_file().profile)
     return again
 
@@ -210,15 +256,15 @@ def resume(run: RunFolder) -> None:
         if state.state not in ("stopped", "failed"):
             raise ConflictError(f"Run {run.run_id} is {state.state}; only a stopped or failed run can be resumed.")
         queued = StateFile(state="queued", attempt=state.attempt, profile=state.profile)
-        if queued.profile is None:
+        if queued.profile is None or not run.is_prepared:
             run.clear_request()
             _enqueue(run.workspace, run, queued)
             _ensure_supervisor(run.workspace)
         else:
             slurm.submit(run, queued, WORKER_COMMAND)
             run.clear_request()  # the worker cannot begin before the lock is given back
-            if _sends_alerts(run.workspace):
-                _ensure_supervisor(run.workspace)
+            if _need_supervisor(run.workspace, [each.read_state() for each in list_runs(run.workspace)]):
+                _ensure_supervisor(run.workspace)  # for alerts, and for runs that wait for this one
 
 
 def move_in_queue(run: RunFolder, before: RunFolder | None = None) -> None:
@@ -302,15 +348,23 @@ class Supervisor:
     """Workers by run, and the devices they hold."""
 
     def __init__(
-        self, workspace: Workspace, devices: Sequence[Device], worker_command: Sequence[str] = WORKER_COMMAND
+        self,
+        workspace: Workspace,
+        devices: Sequence[Device],
+        worker_command: Sequence[str] = WORKER_COMMAND,
+        rows_command: Sequence[str] = ROWS_COMMAND,
     ) -> None:
         self.workspace = workspace
         self.devices = {device.name: device for device in devices}
         self.worker_command = worker_command
+        self.rows_command = rows_command
         self.children: dict[RunFolder, tuple[subprocess.Popen[bytes], StateFile, str]] = {}
         """Process, the state it was started from, and its device (or devices, separated by commas)."""
         self.webhook = Webhook(workspace)
         self._seen: Seen = {}
+        self._reader: subprocess.Popen[bytes] | None = None
+        """Reads the rows of runs that waited."""
+        self._asked_at = float("-inf")
 
     def work(self, lock: BinaryIO) -> None:
         """Until nothing has been queued or running for a while; then gives `lock` back."""
@@ -341,6 +395,8 @@ class Supervisor:
             states = _read_states(self.workspace)
             busy = self._adopt(states).union(*(device.split(",") for _, _, device in self.children.values()))
             queued = [run for run in _queued(states) if run not in self.children]
+            waiting = [run for run in queued if not run.is_prepared]
+            queued = [run for run in queued if run not in waiting]
             for run in queued:
                 try:
                     device = find_slot(*_wanted_devices(run), list(self.devices), busy)
@@ -349,7 +405,35 @@ class Supervisor:
                         busy.update(device.split(","))
                 except (MetaMoEError, OSError) as error:
                     self._end(run, run.read_state_file().model_copy(update={"state": "failed", "error": str(error)}))
-        return bool(queued or busy)
+        return self._see_to(waiting) or bool(queued or busy)
+
+    def _see_to(self, waiting: Sequence[RunFolder]) -> bool:
+        """Have the rows read of runs whose others have finished; returns whether any may start without a person."""
+        if not waiting:
+            return False
+        statuses = _read_statuses(self.workspace, self._seen)
+        waits, by_id = find_waits(statuses), {status.run_id: status for status in statuses}
+        for run in waiting:
+            if waits.get(run.run_id) == "never":
+                other = find_obstacle(by_id[run.run_id], by_id)
+                which = "others" if other is None else other[0]
+                give_up_waiting(run, f"It waited for {which}, which was cancelled or is gone; start it anew.")
+        if "rows" in waits.values():
+            self._ask_for_rows()
+        return any(waits.get(run.run_id) in ("rows", "runs") for run in waiting)
+
+    def _ask_for_rows(self) -> None:
+        if self._reader is not None and self._reader.poll() is None:
+            return
+        if time.monotonic() - self._asked_at < ROWS_EVERY_S:
+            return
+        self._asked_at = time.monotonic()
+        log = self.workspace.runs / ".supervisor.log"
+        with room_needed(log), log.open("ab") as out:
+            self._reader = subprocess.Popen(
+                [*self.rows_command, str(self.workspace.root.resolve())],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=make_environment(), start_new_session=True,
+            )  # fmt: skip
 
     def watch(self) -> bool:
         """Let the webhook see how runs stand; returns whether runs on Slurm are left, for which nobody else may ask."""
@@ -366,7 +450,10 @@ class Supervisor:
     def leave(self, lock: BinaryIO) -> bool:
         """Give `lock` back unless something was queued meanwhile; whoever queues later starts a new supervisor."""
         with locked(queue_lock(self.workspace)):
-            if _queued(_read_states(self.workspace)):
+            queued = _queued(_read_states(self.workspace))
+            if any(run.is_prepared for run in queued):
+                return False
+            if queued and _need_supervisor(self.workspace, [run.read_state() for run in list_runs(self.workspace)]):
                 return False
             lock.close()
             return True
@@ -468,7 +555,11 @@ def _wanted_devices(run: RunFolder) -> tuple[str, int]:
     return str(config.get("device", "cpu")), int(config.get("processes", 1))
 
 
-def main(arguments: Sequence[str], worker_command: Sequence[str] = WORKER_COMMAND) -> int:
+def main(
+    arguments: Sequence[str],
+    worker_command: Sequence[str] = WORKER_COMMAND,
+    rows_command: Sequence[str] = ROWS_COMMAND,
+) -> int:
     """Work on a workspace's queue, unless another supervisor does."""
     parser = argparse.ArgumentParser(prog="python -m metamoe_backend.jobs.supervisor", description="Work on a queue.")
     parser.add_argument("workspace", type=Path)
@@ -478,7 +569,7 @@ def main(arguments: Sequence[str], worker_command: Sequence[str] = WORKER_COMMAN
     inherited = None if options.lock is None else os.fdopen(options.lock, "ab")
     lock = inherited or try_lock(_supervisor_lock(workspace))
     if lock is not None:
-        Supervisor(workspace, list_devices(), worker_command).work(lock)
+        Supervisor(workspace, list_devices(), worker_command, rows_command).work(lock)
     return 0
 
 

@@ -96,6 +96,11 @@ class Store:
         with self._write_lock:
             yield
 
+    @property
+    def closed(self) -> bool:
+        """Whether others may have the workspace by now."""
+        return self._lock_file.closed
+
     def close(self) -> None:
         """Close the database and let others in."""
         self._connection.close()

@@ -8,7 +8,7 @@ import pandas as pd
 
 from metamoe_backend.store.connection import Store
 
-_NAMING = ("experts", "systems", "system", "candidates", "start_from", "data")
+NAMING = ("experts", "systems", "system", "candidates", "start_from", "data")
 """Settings that name systems, or (`data`) a run."""
 
 
@@ -85,7 +85,7 @@ def fetch_uses(store: Store, run_id: str) -> pd.DataFrame:
 
 
 def _named_in(config: dict[str, Any]) -> Iterator[str]:
-    for setting in _NAMING:
+    for setting in NAMING:
         value = config.get(setting)
         if isinstance(value, str):
             yield value

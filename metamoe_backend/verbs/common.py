@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 from metamoe_backend.errors import BusyError, ConfigError, InputError, MetaMoEError, NotFoundError
-from metamoe_backend.jobs.run_folder import RunFolder, list_shards
+from metamoe_backend.jobs.run_folder import RunFolder, list_shards, match_runs
 from metamoe_backend.jobs.supervisor import poll
+from metamoe_backend.launch import launch
 from metamoe_backend.store.connection import Store
 from metamoe_backend.workspace import Workspace, find_workspace
 
@@ -130,6 +131,12 @@ def wait_for(run: RunFolder) -> None:
     if failed:
         others = f" {len(failed)} of {len(runs)} shards failed; `jobs resume RUN` lets one go on." if runs[1:] else ""
         raise MetaMoEError(f"Run {failed[0].run_id} failed: {failed[0].error}{others}")
+
+
+def queue(store: Store, stage: str, values: Result, options: argparse.Namespace) -> RunFolder:
+    """Launch a stage as --by, --on and --after say."""
+    after = [run.run_id for part in options.after for run in match_runs(store.workspace, part)]
+    return launch(store, stage, values, options.by, options.on, after)
 
 
 def take_in(options: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import pandas as pd
 
 from metamoe_backend.config import IngestConfig
 from metamoe_backend.jobs.run_folder import RunFolder
-from metamoe_backend.launch import launch, run_now
+from metamoe_backend.launch import run_now
 from metamoe_backend.verbs.common import (
     Result,
     count_emitted,
@@ -15,6 +15,7 @@ from metamoe_backend.verbs.common import (
     merge_settings,
     open_store,
     parse_pairs,
+    queue,
     rows_of,
     say,
     show_progress,
@@ -65,12 +66,12 @@ def run_meta_questions(options: argparse.Namespace) -> Result:
 
 
 def _run_here_or_launch(options: argparse.Namespace, stage: str, values: Result) -> RunFolder:
-    """Run a stage in this process, or as a job (as several) where a person asks for a device, shards or Slurm."""
-    if options.on is None and not {"device", "shards"} & set(values):
+    """Run a stage in this process, or as a job (as several) where a person asks for what only a job has."""
+    if options.on is None and not options.after and not {"device", "shards"} & set(values):
         with open_store(options) as store:
             return run_now(store, stage, values, options.by, show_progress)
     with open_store(options) as store:
-        run = launch(store, stage, values, options.by, options.on)
+        run = queue(store, stage, values, options)
     wait_for(run)
     take_in(options)
     return run

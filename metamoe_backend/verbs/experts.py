@@ -4,7 +4,7 @@ import argparse
 
 from metamoe_backend.config import parse_config
 from metamoe_backend.errors import ConfigError, NotFoundError
-from metamoe_backend.launch import launch, run_now
+from metamoe_backend.launch import run_now
 from metamoe_backend.pipeline import STAGES
 from metamoe_backend.store.connection import Store
 from metamoe_backend.verbs.common import (
@@ -12,6 +12,7 @@ from metamoe_backend.verbs.common import (
     given,
     merge_settings,
     open_store,
+    queue,
     rows_of,
     say,
     split_names,
@@ -70,7 +71,7 @@ def _train(options: argparse.Namespace, stage: str, values: Result) -> Result:
         values = merge_settings(values, options.set)
         if stage != "sequence" and not any(values.get(source) for source in ("plan", "tasks", "data")):
             values |= _choose_source(store, stage, values)
-        run = launch(store, stage, values, options.by, options.on)
+        run = queue(store, stage, values, options)
     if options.wait:
         wait_for(run)
         take_in(options)

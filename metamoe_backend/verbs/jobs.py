@@ -3,7 +3,7 @@ beside an open dashboard."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,6 +12,7 @@ from metamoe_backend.errors import ConfigError, MetaMoEError, NotFoundError
 from metamoe_backend.jobs.command_line import command_line
 from metamoe_backend.jobs.run_folder import RunFolder, RunStatus, match_runs
 from metamoe_backend.jobs.supervisor import cancel, move_in_queue, poll, request_stop, resume, retry
+from metamoe_backend.jobs.waiting import find_obstacle
 from metamoe_backend.launch import launch
 from metamoe_backend.pipeline import STAGES
 from metamoe_backend.verbs.common import Result, open_store, print_table, require_workspace, say
@@ -47,21 +48,25 @@ def _list(options: argparse.Namespace, workspace: Workspace) -> Result:
         raise ConfigError(f"jobs list: it lists all runs; say `jobs show {options.run[0]}` for one.")
     if options.limit < 1:
         raise ConfigError("jobs: --limit must be above 0; leave it out for 20.")
-    statuses = [status for status in poll(workspace) if options.state in (None, status.state)]
+    there = poll(workspace)
+    statuses = [status for status in there if options.state in (None, status.state)]
     listed = statuses[: options.limit]
     if not options.json:
-        print_table(pd.DataFrame([_describe(status) for status in listed]))
+        by_id = {status.run_id: status for status in there}
+        print_table(pd.DataFrame([_describe(status, by_id) for status in listed]))
         if len(listed) < len(statuses):
             say(f"{len(listed)} of {len(statuses)} runs; --limit shows more.")
     return {"runs": [_write_out(status) for status in listed], "n": len(statuses)}
 
 
-def _describe(status: RunStatus) -> dict[str, str]:
-    """A row for a person."""
+def _describe(status: RunStatus, by_id: Mapping[str, RunStatus]) -> dict[str, str]:
+    """A row for a person. `by_id`: all runs."""
     on_slurm = " · ".join(word for word in (status.profile, status.job) if word)
     state = f"{status.state} (not responding)" if not status.responding else status.state
     if status.stopping:
         state = {"stop": "stopping", "cancel": "cancelling"}[status.stopping]
+    if status.state == "queued" and not status.prepared:
+        state = _say_what_it_waits_for(status, by_id)
     return {
         "run": status.run_id,
         "state": state,
@@ -72,6 +77,14 @@ def _describe(status: RunStatus) -> dict[str, str]:
         "left": _duration(status.eta_s) if status.state == "running" else "-",
         "by": status.by or "?",
     }
+
+
+def _say_what_it_waits_for(status: RunStatus, by_id: Mapping[str, RunStatus]) -> str:
+    obstacle = find_obstacle(status, by_id)
+    if obstacle is None:
+        return "waits for its rows"
+    run_id, other = obstacle
+    return f"waits for {run_id}" + (f" ({other.state})" if other is not None else " (gone)")
 
 
 def _duration(seconds: float | None) -> str:
@@ -92,6 +105,8 @@ def _write_out(status: RunStatus) -> Result:
         **numbers,
         **{name: None if at is None else at.isoformat() for name, at in times.items()},
         "error": status.error,
+        "after": list(status.after),
+        "prepared": status.prepared,
         "shard": None if status.shard is None else status.shard.model_dump(),
     }
 
@@ -104,7 +119,8 @@ def _finite(metrics: Any) -> dict[str, float | None]:
 
 
 def _show(options: argparse.Namespace, run: RunFolder) -> Result:
-    status = next(status for status in poll(run.workspace) if status.run_id == run.run_id)
+    by_id = {status.run_id: status for status in poll(run.workspace)}
+    status = by_id[run.run_id]
     found: Result = {
         **_write_out(status),
         "settings": run.read_spec().config,
@@ -113,7 +129,7 @@ def _show(options: argparse.Namespace, run: RunFolder) -> Result:
         "log": run.read_log(options.lines).splitlines() if options.lines else [],
     }
     if not options.json:
-        _print_run(_describe(status), found)
+        _print_run(_describe(status, by_id), found)
     return found
 
 
@@ -213,7 +229,7 @@ def _retry(options: argparse.Namespace, run: RunFolder) -> RunFolder:
         raise NotFoundError(f"There is no stage {spec.stage!r} (there are: {', '.join(STAGES)}).")
     if run.read_state().state in ("queued", "running"):
         raise ConfigError(f"Run {run.run_id} has not ended; stop or cancel it before it is run again.")
-    if any(run.inputs.glob("*.parquet")):
+    if spec.after or any(run.inputs.glob("*.parquet")):
         return retry(run)
     with open_store(options) as store:
         return launch(store, spec.stage, spec.config, options.by)

@@ -8,7 +8,6 @@ import pandas as pd
 
 from metamoe_backend.errors import ConfigError, InputError, NotFoundError
 from metamoe_backend.jobs.run_folder import list_shards
-from metamoe_backend.launch import launch
 from metamoe_backend.stage import NOTE
 from metamoe_backend.store.connection import Store
 from metamoe_backend.verbs.common import (
@@ -18,6 +17,7 @@ from metamoe_backend.verbs.common import (
     merge_settings,
     open_store,
     print_table,
+    queue,
     say,
     show_tables,
     split_names,
@@ -32,7 +32,7 @@ def run_evaluate(options: argparse.Namespace) -> Result:
         "tasks": options.task,
     }
     with open_store(options) as store:
-        run = launch(store, "evaluate", merge_settings(values, options.set), options.by, options.on)
+        run = queue(store, "evaluate", merge_settings(values, options.set), options)
     wait_for(run)
     take_in(options)
     notes = [line for shard in list_shards(run) for line in shard.read_log().splitlines() if NOTE in line]

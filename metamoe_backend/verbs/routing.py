@@ -6,13 +6,13 @@ from itertools import combinations
 import pandas as pd
 
 from metamoe_backend.errors import NotFoundError
-from metamoe_backend.launch import launch
 from metamoe_backend.verbs.common import (
     Result,
     given,
     merge_settings,
     open_store,
     print_table,
+    queue,
     rows_of,
     show_tables,
     wait_for,
@@ -85,7 +85,7 @@ def run_force(options: argparse.Namespace) -> Result:
 
     values = given(options, "device") | {"system": options.system, "questions": options.question}
     with open_store(options) as store:
-        run = launch(store, "force", merge_settings(values, options.set), options.by, options.on)
+        run = queue(store, "force", merge_settings(values, options.set), options)
     wait_for(run)
     with open_store(options) as store:
         answers = fetch_counterfactuals(store, options.system, options.question)

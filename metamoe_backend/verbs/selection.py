@@ -4,13 +4,13 @@ import argparse
 
 import pandas as pd
 
-from metamoe_backend.launch import launch
 from metamoe_backend.verbs.common import (
     Result,
     given,
     merge_settings,
     open_store,
     print_table,
+    queue,
     rows_of,
     say,
     split_names,
@@ -37,7 +37,7 @@ def run_select(options: argparse.Namespace) -> Result:
     values = given(options, "task", "k", "shortlist", "experts", "draws", "base", "split", "device", "seed")
     values |= {"candidates": split_names(options.candidates)} if options.candidates else {}
     with open_store(options) as store:
-        run = launch(store, "select", merge_settings(values, options.set), options.by, options.on)
+        run = queue(store, "select", merge_settings(values, options.set), options)
     wait_for(run)
     take_in(options)
     with open_store(options) as store:

@@ -60,12 +60,10 @@ def _estimate(shape: ModelShape, config: TrainConfig | SequenceConfig | MoeConfi
     processes = 1 if isinstance(config, SequenceConfig) else config.processes
     if not isinstance(config, MoeConfig):
         return estimate_training(shape, config.lora, config.optim, processes)
-    if config.from_scratch:
-        each = sum(out + into for name in config.lora.targets for out, into in shape.linear.get(name, []))
-        experts = config.lora.rank * each * len(config.experts)
-    else:
-        sizes = _load_sizes(get_store())
-        experts = sum(sizes.get(name, 0) for name in config.experts)
+    # One that is still in training is taken to be as large as a fresh one.
+    each = sum(out + into for name in config.lora.targets for out, into in shape.linear.get(name, []))
+    sizes = {} if config.from_scratch else _load_sizes(get_store())
+    experts = sum(sizes.get(name, config.lora.rank * each) for name in config.experts)
     learn = config.train == "router+experts"
     return estimate_training(
         shape, config.lora, config.optim, processes, trained=experts if learn else 0, frozen=0 if learn else experts

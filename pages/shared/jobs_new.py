@@ -1,6 +1,6 @@
 """The panel that starts a run: choose what, fill in the form made from its settings, see the command, start."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -21,8 +21,9 @@ from metamoe_backend.config import (
 from metamoe_backend.errors import ConfigError
 from metamoe_backend.jobs.devices import list_devices
 from metamoe_backend.jobs.profile import list_profiles, read_profile
+from metamoe_backend.jobs.run_folder import RunStatus, find_run
 from metamoe_backend.jobs.slurm import choose_device, describe_request
-from metamoe_backend.launch import launch
+from metamoe_backend.launch import find_makers, launch
 from metamoe_backend.store.connection import Store
 from metamoe_backend.store.data_selections import fetch_data_selections
 from metamoe_backend.store.experts import fetch_adapters, fetch_plan_entries, fetch_plans, fetch_systems
@@ -34,6 +35,8 @@ from pages.shared.errors import error_boundary
 from pages.shared.i18n import _
 from pages.shared.jobs_memory import render_need
 from pages.shared.layout import confirm, empty_state, plain
+from pages.shared.run_reading import ACTIVE, read_statuses
+from pages.shared.run_words import run_title
 from pages.shared.state import get_person, get_store, get_workspace, per_version, select
 
 STAGE_OF_KIND = {"expert": "train", "mixed": "train", "sequence": "sequence", "moe": "moe", "evaluate": "evaluate"}
@@ -118,7 +121,7 @@ def _explain(kind: str) -> str:
 
 def _find_lacking(kind: str) -> tuple[str, str, str] | None:
     """What has to be made first: a sentence, a button and its page."""
-    found = _load_choices(get_store())
+    found = _find_choices()
     if kind == "evaluate":
         missing = not found["tasks"]
         return (_("There is no question to evaluate on yet."), _("Go to Tasks"), "tasks") if missing else None
@@ -127,6 +130,32 @@ def _find_lacking(kind: str) -> tuple[str, str, str] | None:
     if kind == "moe" and not found["experts"]:
         return _("The bank holds no expert to join yet: train one, or import one."), _("Go to Experts"), "experts"
     return None
+
+
+def _find_choices() -> dict[str, Any]:
+    """What the forms offer, and beside what there is what runs under way are making (a run may wait for it)."""
+    found, active = dict(_load_choices(get_store())), [each for each in read_statuses() if each.state in ACTIVE]
+    coming = {kind: _list_coming(active, kind, found["systems"]) for kind in ("expert", "mixed", "moe")}
+    found["experts"] = [*found["experts"], *coming["expert"]]
+    found["systems"] = [*found["systems"], *coming["expert"], *coming["mixed"], *coming["moe"]]
+    names = found["systems"] + found["experts"]
+    found["words"] = {name: name for name in names} | {
+        name: _("{name} (in training)").format(name=name) for names in coming.values() for name in names
+    }
+    return found
+
+
+def _list_coming(active: Sequence[RunStatus], kind: str, there: Sequence[str]) -> list[str]:
+    """Names of the systems of a kind that runs under way are making."""
+    run_folders = {
+        each.run_id: find_run(get_workspace(), each.run_id) for each in active if each.stage in ("train", "moe")
+    }
+    made = [
+        each.name
+        for each in active
+        if each.run_id in run_folders and kind_of_run(each.stage, run_folders[each.run_id].read_spec().config) == kind
+    ]
+    return [name for name in dict.fromkeys(made) if name not in there]
 
 
 @per_version
@@ -182,7 +211,7 @@ def _choose_source(kind: str, key: str, initial: Mapping[str, Any], found: Mappi
 
 def _render_training(kind: str, key: str, initial: Mapping[str, Any]) -> dict[str, Any]:
     """Values of an expert, the mixed baseline (TrainConfig) or a mixture (MoeConfig)."""
-    found, words = _load_choices(get_store()), _device_words()
+    found, words = _find_choices(), _device_words()
     source = _choose_source(kind, key, initial, found)
     if source != "plan":
         key = f"{key}_{source}"  # widgets of another kind under the same names
@@ -203,7 +232,14 @@ def _render_training(kind: str, key: str, initial: Mapping[str, Any]) -> dict[st
         {**start, **initial},
         choices,
         frozenset({"base", "encoder", "lora.targets"}),
-        {"device": words, "mode": _mode_words(), "data": found["data"], "method": _method_words()},
+        {
+            "device": words,
+            "mode": _mode_words(),
+            "data": found["data"],
+            "method": _method_words(),
+            "experts": found["words"],
+            "start_from": found["words"],
+        },
     )
     if kind == "moe":
         named = ["name", "experts"] if source == "none" else ["name", source, "experts"]
@@ -284,10 +320,10 @@ def _mode_words() -> dict[str, str]:
 
 
 def _render_evaluate(key: str, initial: Mapping[str, Any]) -> dict[str, Any]:
-    found, words = _load_choices(get_store()), _device_words()
+    found, words = _find_choices(), _device_words()
     start = {"systems": found["unanswered"], "tasks": found["tasks"]}
     choices = {"systems": found["systems"], "tasks": found["tasks"], "device": list(words)}
-    options = FormOptions(key, {**start, **initial}, choices, shown_as={"device": words})
+    options = FormOptions(key, {**start, **initial}, choices, shown_as={"device": words, "systems": found["words"]})
     values = render_fields(EvaluateConfig, ["systems", "tasks"], options, columns=2)
     values |= render_fields(EvaluateConfig, ["split", "limit", "n_shot", "device"], options, columns=4)
     others = [name for name in EvaluateConfig.model_fields if name not in values]
@@ -328,6 +364,13 @@ def _render_start(stage: str, values: dict[str, Any], profile: str | None) -> No
         st.code(request, language="bash", wrap_lines=True)
     st.caption(_("The same on the command line, while this dashboard is closed:"))
     st.code(make_command_line(get_workspace(), stage, config, profile), language="bash", wrap_lines=True)
+    makers = find_makers(get_store(), config)
+    if makers:
+        names = ", ".join(run_title(maker) for maker in makers)
+        st.info(
+            _("It will wait until these have finished: {names}.").format(names=plain(names)),
+            icon=":material/hourglass_top:",
+        )
     if st.button(_("Start"), key="jobs_new_start", type="primary", icon=":material/play_arrow:"):
         run = launch(get_store(), stage, values, get_person(), profile)
         select(run=run.run_id)

@@ -9,6 +9,7 @@ from metamoe_backend.errors import MetaMoEError
 from metamoe_backend.figures.results import make_curves_figure
 from metamoe_backend.jobs.run_folder import RunFolder, RunStatus, find_run
 from metamoe_backend.jobs.supervisor import cancel, move_in_queue, request_stop, resume, retry
+from metamoe_backend.jobs.waiting import find_obstacle
 from metamoe_backend.launch import launch
 from metamoe_backend.pipeline import STAGES
 from metamoe_backend.store.reviews import REVIEWED_STAGES
@@ -77,6 +78,9 @@ def _render_actions(status: RunStatus, statuses: Sequence[RunStatus]) -> None:
             with st.popover(_("Cancel"), icon=":material/cancel:", key="jobs_cancel"):
                 st.caption(_("A cancelled run keeps nothing of what it did."))
                 _button("cancel_now", _("Cancel the run"), ":material/cancel:", _cancel, run_id)
+        obstacle = find_obstacle(status, {each.run_id: each for each in statuses}) if not status.prepared else None
+        if obstacle is not None and obstacle[1] is not None:
+            _button("obstacle", _("Show what it waits for"), ":material/hourglass_top:", show_other_run, obstacle[0])
         first = min((each.place for each in statuses if each.state == "queued" and each.place is not None), default=0)
         if status.state == "queued" and (status.place or 0) > first:
             _button("next", _("Start next"), ":material/vertical_align_top:", _move_first, run_id)
@@ -129,10 +133,10 @@ def _move_first(run_id: str) -> None:
 def _run_again(run_id: str) -> None:
     """From the same rows; a run that came without them (a recorded demo) reads the workspace as it is now."""
     run = _find(run_id)
-    if any(run.inputs.glob("*.parquet")):
+    spec = run.read_spec()
+    if spec.after or any(run.inputs.glob("*.parquet")):
         again = retry(run)
     else:
-        spec = run.read_spec()
         again = launch(get_store(), spec.stage, spec.config, get_person())
     select(run=again.run_id)
     confirm(_("Queued once more."))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from metamoe_backend.jobs.run_folder import RunStatus
+from metamoe_backend.jobs.waiting import find_obstacle
 from pages.shared.i18n import _, ngettext
 from pages.shared.tables import duration_text
 
@@ -30,7 +31,7 @@ def state_name(status: RunStatus) -> str:
         return _("stopping") if status.stopping == "stop" else _("cancelling")
     if status.state == "running" and not status.responding:
         return _("not responding")
-    return names[status.state]
+    return _("waiting") if status.state == "queued" and not status.prepared else names[status.state]
 
 
 def stage_name(stage: str) -> str:
@@ -116,11 +117,13 @@ def reason_text(status: RunStatus, statuses: Sequence[RunStatus] = ()) -> str | 
         return _("It was stopped and has saved what it had; resume it to go on from there.")
     if status.state == "cancelled":
         return _("It was cancelled; nothing of it was kept.")
+    if status.state == "queued" and not status.prepared:
+        return _describe_wait(status, statuses)
     if status.state == "queued" and status.job is not None:
         return _slurm_reason(status.waits_for)
     if status.state == "queued":
         before = sum(
-            other.state == "queued" and other.place is not None and other.place < (status.place or 0)
+            other.state == "queued" and other.prepared and other.place is not None and other.place < (status.place or 0)
             for other in statuses
             if other.run_id != status.run_id
         )
@@ -136,6 +139,28 @@ def reason_text(status: RunStatus, statuses: Sequence[RunStatus] = ()) -> str | 
             "hangs. If that lasts, stop it and resume it."
         )
     return None
+
+
+def _describe_wait(status: RunStatus, statuses: Sequence[RunStatus]) -> str:
+    """Which run a waiting one waits for, how that stands, and how many others it waits for."""
+    by_id = {each.run_id: each for each in statuses}
+    obstacle = find_obstacle(status, by_id)
+    if obstacle is None:
+        return _("The runs it waited for have finished; its questions are being read.")
+    run_id, other = obstacle
+    left = sum(each not in by_id or by_id[each].state != "finished" for each in status.after)
+    if other is None:
+        sentence = _("It waits for {name}, which is gone: cancel it.").format(name=run_id)
+    else:
+        sentence = {
+            "queued": _("It waits for {name}, which is queued."),
+            "running": _("It waits for {name}, which is running."),
+            "stopped": _("It waits for {name}, which was stopped: resume that run, or cancel this one."),
+            "failed": _("It waits for {name}, which has failed: resume that run, or cancel this one."),
+            "cancelled": _("It waits for {name}, which was cancelled: it will end by itself."),
+        }[other.state].format(name=run_title(other))
+    others = ngettext("{n} more run must finish, too.", "{n} more runs must finish, too.", left - 1)
+    return f"{sentence} {others.format(n=left - 1)}" if left > 1 else sentence
 
 
 def _slurm_reason(word: str | None) -> str:

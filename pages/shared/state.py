@@ -13,6 +13,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from metamoe_backend.errors import NotFoundError
 from metamoe_backend.selections import read_questions, save_questions
 from metamoe_backend.store.connection import Store
+from metamoe_backend.waiting import watch_for_notes
 from metamoe_backend.workspace import Workspace, find_workspace
 from pages.shared.i18n import _, ngettext
 from pages.shared.text import plain
@@ -29,7 +30,9 @@ _KEEP: Any = object()
 
 @st.cache_resource(show_spinner=False)
 def _open_store(root: str) -> Store:
-    return Store.open(find_workspace(root), "the dashboard")
+    store = Store.open(find_workspace(root), "the dashboard")
+    watch_for_notes(store)  # runs that wait for others go on with no page open, too
+    return store
 
 
 def get_workspace() -> Workspace:

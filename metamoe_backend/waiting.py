@@ -1,0 +1,96 @@
+"""Reading the rows of runs that waited for others: `python -m metamoe_backend.waiting WORKSPACE`.
+
+DuckDB lets one process hold the database, so whoever holds it reads them: this program, which the queue's supervisor
+starts, or the open dashboard, which the program leaves a note for. Other holders (a command) end by themselves, and the
+supervisor asks again.
+"""
+
+import argparse
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from metamoe_backend.config import parse_config
+from metamoe_backend.errors import BusyError, NotFoundError, UserError
+from metamoe_backend.jobs.run_folder import RunFolder, find_run, list_runs
+from metamoe_backend.jobs.supervisor import give_up_waiting, release
+from metamoe_backend.jobs.waiting import find_waits
+from metamoe_backend.pipeline import STAGES
+from metamoe_backend.stage import Stage
+from metamoe_backend.store.connection import Store
+from metamoe_backend.store.ingestion import ingest_finished_runs
+from metamoe_backend.workspace import Workspace
+
+LOOK_S = 2.0
+"""Seconds between two looks of the dashboard for a note."""
+
+
+def prepare_waiting(store: Store, stages: Mapping[str, Stage] = STAGES) -> list[RunFolder]:
+    """Read the rows of every run whose others have finished, and let it start; returns these runs.
+
+    One whose rows cannot be read (a plan is gone …) reads as failed, with the reason.
+    """
+    _note(store.workspace).unlink(missing_ok=True)
+    statuses = [run.read_state() for run in list_runs(store.workspace)]
+    ready = [find_run(store.workspace, run_id) for run_id, wait in find_waits(statuses).items() if wait == "rows"]
+    if ready:
+        ingest_finished_runs(store)
+    for run in ready:
+        try:
+            _prepare(store, run, stages)
+        except UserError as error:
+            give_up_waiting(run, str(error))
+        except Exception as error:  # noqa: BLE001 - kept in the run's state and log; other runs go on
+            run.append_log(traceback.format_exc())
+            give_up_waiting(run, f"{type(error).__name__}: {error}")
+    return ready
+
+
+def _prepare(store: Store, run: RunFolder, stages: Mapping[str, Stage]) -> None:
+    spec = run.read_spec()
+    if spec.stage not in stages:
+        raise NotFoundError(f"There is no stage {spec.stage!r} (there are: {', '.join(stages)}).")
+    stage = stages[spec.stage]
+    release(run, stage.prepare(store, parse_config(stage.config, spec.config)))
+
+
+def watch_for_notes(store: Store, stages: Mapping[str, Stage] = STAGES) -> threading.Thread:
+    """Let a thread of this process read such rows whenever the supervisor wants them, until the store is closed."""
+
+    def watch() -> None:
+        while not store.closed:
+            if _note(store.workspace).exists():
+                prepare_waiting(store, stages)
+            time.sleep(LOOK_S)
+
+    thread = threading.Thread(target=watch, name="rows of waiting runs", daemon=True)
+    thread.start()
+    return thread
+
+
+def _note(workspace: Workspace) -> Path:
+    """There while the supervisor wants rows that this holder of the database is to read."""
+    return workspace.runs / ".rows-wanted"
+
+
+def main(arguments: Sequence[str], stages: Mapping[str, Stage] = STAGES) -> int:
+    """Read what waits, or leave a note for whoever holds the database."""
+    parser = argparse.ArgumentParser(
+        prog="python -m metamoe_backend.waiting", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("workspace", type=Path)
+    workspace = Workspace(parser.parse_args(arguments).workspace)
+    try:
+        with Store.open(workspace, "the queue") as store:
+            prepare_waiting(store, stages)
+    except BusyError as error:
+        _note(workspace).touch()
+        print(error, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
