@@ -114,6 +114,22 @@ def test_batches_keep_to_the_budget_and_hold_every_row_once(lengths, budget):
     assert lengths[batches[0][0]] == max(lengths)
 
 
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=9), st.integers(60, 200), st.sampled_from([0.0, 0.1, 0.5]))
+def test_no_other_cut_into_batches_costs_less(lengths, budget, share):
+    def cost(batches):
+        return sum(len(batch) * max(batch) + share * budget for batch in batches)
+
+    def cut_everyhow(rows):
+        yield [rows]
+        for place in range(1, len(rows)):
+            yield from ([rows[:place], *rest] for rest in cut_everyhow(rows[place:]))
+
+    ordered = sorted(lengths, reverse=True)
+    allowed = [cuts for cuts in cut_everyhow(ordered) if all(len(cut) * cut[0] <= budget for cut in cuts)]
+    planned = [[lengths[row] for row in batch] for batch in plan_batches(lengths, budget, share)]
+    assert cost(planned) == pytest.approx(min(map(cost, allowed)))
+
+
 def test_padding_stands_on_the_left():
     assert pad_left([[1], [2, 3, 4]], 0).tolist() == [[0, 0, 1], [2, 3, 4]]
 

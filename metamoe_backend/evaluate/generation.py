@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _LAST_TOKENS = 8
 """How many tokens at the end are searched for the stop texts: none was not before them, or the row had stopped."""
+_PASS_SHARE = 1 / 8
+"""As `batches.PASS_SHARE`: each token generated is a pass of its own, so batches are cut less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def iterate_outputs(
         return _generate_batch(system, tokenizer, batch, stop, batch_routes, rows, watch, prefix)
 
     lengths = [len(prompt) + stop.max_new_tokens for prompt in prompts]
-    for rows, tokens in run_batches(lengths, batch_tokens, answer):
+    for rows, tokens in run_batches(lengths, batch_tokens, answer, _PASS_SHARE):
         texts = tokenizer.batch_decode([found or [] for found in tokens], skip_special_tokens=True)
         yield rows, [None if found is None else stop.cut(text) for found, text in zip(tokens, texts, strict=True)]
 
