@@ -16,7 +16,7 @@ from metamoe_backend.jobs.run_folder import RunFolder, create_run, list_runs
 from metamoe_backend.store.connection import Store
 from metamoe_backend.workspace import Workspace
 from tests.conftest import insert_rows
-from tests.faults import LONG, SEED, Ended, Job, Server, choose_points, open_server, report
+from tests.faults import ENDING, LONG, SEED, Ended, Job, Server, choose_points, open_server, report
 from tests.test_evaluate_stage import insert_tasks, make_experts, make_token_mixture
 from tests.test_training import NO_START, make_config, make_questions
 from tests.tiny_models import make_tiny_base
@@ -143,6 +143,11 @@ def draw_kills(count: int, whole: Ended, seed: int) -> list[list[dict[str, float
     return kills
 
 
+def draw_ending(count: int, whole: Ended, seed: int) -> list[int]:
+    """Points among the last of an undisturbed process, where everything is published and handed over."""
+    return sorted(random.Random(seed).sample(range(whole.points - ENDING, whole.points + 1), min(count, ENDING)))
+
+
 @pytest.mark.parametrize("long", LONG)
 def test_a_training_killed_anywhere_ends_as_if_undisturbed(
     training: Workspace, server: Server, tmp_path: Path, long: bool
@@ -163,6 +168,35 @@ def test_a_training_killed_anywhere_ends_as_if_undisturbed(
         shutil.rmtree(workspace.root)
     assert hit >= POINTS[long] // 2
     report("kill -9, training", {"runs": POINTS[long], "kills": hit, "of": whole.points, "seed": SEED})
+
+
+@pytest.mark.parametrize("long", LONG)
+def test_a_resumed_training_killed_while_it_replaces_what_it_published(
+    training: Workspace, server: Server, tmp_path: Path, long: bool
+) -> None:
+    """Stopped at its first step, which publishes; resumed, it is killed near its end."""
+    stopped, run = copy(training, tmp_path / "stopped")
+    run.write_request(save=True)
+    assert work(server, run).code == 0 and run.read_state().state == "stopped", run.read_log()
+    supervisor.resume(run)
+    early = read_weights(run)
+    workspace, run = copy(stopped, tmp_path / "whole")
+    whole = work(server, run)
+    wanted, weights = dump(workspace, "train"), read_weights(run)
+    published = "adapters/copy/adapter_model.safetensors"
+    assert whole.code == 0 and sorted(early) == sorted(name for name in weights if name.startswith("adapters/"))
+    assert early[published] != weights[published]
+
+    hit = 0
+    for number, at in enumerate(draw_ending(POINTS[long], whole, SEED + 7)):
+        workspace, run = copy(stopped, tmp_path / str(number))
+        hit += kill_and_resume(server, run, [{"at": at}])
+        assert read_weights(run) == weights, at
+        assert_same_rows(dump(workspace, "train"), wanted)
+        assert list_hidden(workspace, run) == [], at
+        shutil.rmtree(workspace.root)
+    assert hit >= POINTS[long] // 2
+    report("kill -9, publishing anew", {"runs": POINTS[long], "kills": hit, "of": whole.points, "seed": SEED + 7})
 
 
 @pytest.mark.parametrize("long", LONG)

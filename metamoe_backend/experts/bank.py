@@ -122,26 +122,26 @@ def publish_folder(context: Context, parent: Path, name: str, write: Callable[[P
 
 def _find_earlier(context: Context, parent: Path, name: str) -> Path | None:
     """The folder that this run published as `name` (or `name-2` …) before, if nobody else works with it."""
+    workspace = Workspace(context.workspace_root)
+    emitted = [pd.read_parquet(part.path) for part in RunFolder(workspace.runs / context.run_id).parts("system")]
+    handed_over = pd.concat([pd.DataFrame({"system": [], "sha256": []}), *emitted])
     record = context.scratch / _PUBLISHED
-    if not record.is_file():
-        return None
+    newest = record.read_text() if record.is_file() else None
     for candidate in takewhile(Path.exists, (parent / each for each in list_names(name))):
-        if _identify(candidate) == record.read_text():
-            user = _find_user(Workspace(context.workspace_root), context.run_id, candidate.name)
-            if user is not None:
-                context.log(
-                    f"Run {user} works with {candidate.name} as this run left it: what follows gets a new name."
-                )
-            return candidate if user is None else None
+        hashes = handed_over.loc[handed_over["system"] == candidate.name, "sha256"]
+        if hashes.empty and _identify(candidate) != newest:
+            continue
+        user = _find_user(workspace, context.run_id, set(hashes))
+        if user is None:
+            return candidate
+        context.log(f"Run {user} works with {candidate.name} as this run left it: what follows gets another name.")
     return None
 
 
-def _find_user(workspace: Workspace, run_id: str, system: str) -> str | None:
-    """The newest run that was given the system as `run_id` published it."""
+def _find_user(workspace: Workspace, run_id: str, hashes: set[str]) -> str | None:
+    """The newest run later than `run_id` that was given a system with one of these hashes."""
     import pyarrow.parquet as pq
 
-    emitted = [pd.read_parquet(part.path) for part in RunFolder(workspace.runs / run_id).parts("system")]
-    hashes = {sha256 for rows in emitted for sha256 in rows.loc[rows["system"] == system, "sha256"]}
     for run in takewhile(lambda run: run.run_id > run_id, list_runs(workspace) if hashes else []):
         for path in run.inputs.glob("*.parquet"):
             if "sha256" in pq.read_schema(path).names:
