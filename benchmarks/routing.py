@@ -2,23 +2,28 @@
 
 SmolLM2-135M, rank 8 on the MLP, top-2, float32. Every side runs the same base model on the same tokens, in turn:
 16 x 128 tokens (quick: 4 x 128), and 1 x 512 (not quick). `train_vs_lora`: a step that trains four experts and their
-routers against one that trains one LoRA. `qv_vs_bare`: four experts of rank 16 on q and v, the shape of the seed
-method's own layer (1.24 on such a machine). `memory`: megabytes that a training step of 8 x 128 tokens adds to a peak.
+routers against one that trains one LoRA. `generate`: 64 tokens behind such a batch, with a cache. `qv_vs_bare`: four
+experts of rank 16 on q and v, the shape of the seed method's own layer (1.24 on such a machine). `memory`: megabytes
+that a training step of 8 x 128 tokens adds to a peak. `--mixlora PYTHON` adds MixLoRA with the same base model, experts
+and routers in its own environment (see mixlora.py): `mixlora_vs_its_bare` is against the bare model there.
 """
 
 import argparse
 import copy
+import json
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, XLoraConfig, create_arrow_model, get_peft_model
 from peft.tuners.lora import ArrowConfig
+from safetensors.torch import save_file
 from timing import compare, make_parser, report, time_alternating
 
 from metamoe_backend.models.adapters import AdapterWeights, write_adapter
@@ -38,7 +43,19 @@ FORWARD = {
     "xlora_vs_our_xlora": ("xlora", "ours_xlora"), "arrow_vs_our_arrow": ("arrow", "ours_arrow"),
 }  # fmt: skip
 """Figures of a forward pass: which side is divided by which."""
+GENERATE = {
+    "generate_vs_lora": ("ours", "lora"), "generate32_vs_lora": ("ours32", "lora"),
+    "generate_arrow_vs_ours": ("arrow", "ours"),
+}  # fmt: skip
+"""The same of generation; X-LoRA, which keeps no cache, would take minutes."""
+MIXLORA = {
+    "mixlora_vs_ours": ("mixlora", "ours"), "mixlora_vs_its_bare": ("mixlora", "its_bare"),
+    "mixlora_train_vs_ours": ("mixlora_step", "our_step"),
+}  # fmt: skip
 NEW_TOKENS = 64
+PARTS = ("forward", "generate", "train", "memory", "mixlora")
+Figures = dict[str, dict[str, float]]
+Clock = Callable[[], float]
 
 
 def draw_adapter(model: torch.nn.Module, name: str, targets: tuple[str, ...], rank: int, seed: int) -> AdapterWeights:
@@ -50,9 +67,14 @@ def draw_adapter(model: torch.nn.Module, name: str, targets: tuple[str, ...], ra
     return AdapterWeights(name, rank, 2.0 * rank, 2.0, sorted(targets), "", a, b)
 
 
+def copy_model(base: Any) -> Any:
+    """A copy with modules of its own and the base model's weights, which no side changes."""
+    return copy.deepcopy(base, {id(weight): weight for weight in base.parameters()})
+
+
 def make_ours(base: Any, experts: int, mode: str = "token", targets: tuple[str, ...] = MLP, rank: int = 8) -> Any:
     """The base model with a mixture attached; the mixture is `.mixture`."""
-    model = copy.deepcopy(base)
+    model = copy_model(base)
     adapters = [draw_adapter(model, f"e{index}", targets, rank, index) for index in range(experts)]
     model.mixture = attach_experts(model, adapters, GateSettings(mode, 2))
     if mode != "arrow":
@@ -63,7 +85,7 @@ def make_ours(base: Any, experts: int, mode: str = "token", targets: tuple[str, 
 def make_lora(base: Any) -> Any:
     """PEFT's LoRA of the same shape."""
     config = LoraConfig(r=8, lora_alpha=16, target_modules=list(MLP), task_type="CAUSAL_LM")
-    return get_peft_model(copy.deepcopy(base), config)
+    return get_peft_model(copy_model(base), config)
 
 
 def make_peers(base: Any, folder: Path) -> dict[str, Any]:
@@ -72,9 +94,9 @@ def make_peers(base: Any, folder: Path) -> dict[str, Any]:
     for index in range(4):
         paths.append(folder / str(index))
         write_adapter(paths[-1], draw_adapter(base, str(index), MLP, 8, index), "smollm2-135m")
-    lora = PeftModel.from_pretrained(copy.deepcopy(base), paths[0])
-    arrow = create_arrow_model(copy.deepcopy(base), [str(path) for path in paths], ArrowConfig(top_k=2))
-    uncached = copy.deepcopy(base)
+    lora = PeftModel.from_pretrained(copy_model(base), paths[0])
+    arrow = create_arrow_model(copy_model(base), [str(path) for path in paths], ArrowConfig(top_k=2))
+    uncached = copy_model(base)
     uncached.config.use_cache = False  # X-LoRA asks for it; no side keeps a cache in a forward pass
     config = XLoraConfig(
         task_type="CAUSAL_LM", hidden_size=base.config.hidden_size, top_k_lora=2,
@@ -152,12 +174,129 @@ def run_memory(side: str) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
+class Mixlora:
+    """The process of mixlora.py, which times a pass when told to."""
+
+    def __init__(self, python: str, base: Any, folder: Path, threads: int) -> None:
+        base.save_pretrained(folder / "model")
+        settings = folder / "model" / "config.json"
+        config = json.loads(settings.read_text())
+        config["rope_theta"] = config["rope_parameters"]["rope_theta"]  # where its older transformers looks for it
+        settings.write_text(json.dumps(config))
+        save_file(name_weights(make_ours(base, 4).mixture), folder / "experts.safetensors")
+        command = [python, str(Path(__file__).with_name("mixlora.py")), str(folder), str(threads)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> "Mixlora":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def time(self, side: str, kind: str, shape: tuple[int, int], cpu: bool) -> float:
+        """Seconds of one pass; raises `SystemExit` where the process has ended."""
+        assert self.process.stdin and self.process.stdout
+        print(json.dumps([side, kind, *shape]), file=self.process.stdin, flush=True)
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return float(json.loads(line)["cpu" if cpu else "wall"])
+        raise SystemExit("MixLoRA's process ended; its last words stand above.")
+
+
+def name_weights(mixture: Any) -> dict[str, torch.Tensor]:
+    """A mixture's experts and routers by the names that moe-peft gives them."""
+    weights = {f"mixlora.{site.removeprefix('model.')}.moe_gate.weight": w.clone()
+               for site, w in mixture.get_gate_weights().items()}  # fmt: skip
+    for index, adapter in enumerate(mixture.adapters):
+        for module in adapter.a:
+            name = f"mixlora.{module.removeprefix('model.')}.experts.{index}"
+            weights |= {f"{name}.lora_A.weight": adapter.a[module], f"{name}.lora_B.weight": adapter.b[module]}
+    return weights
+
+
+def divide(seconds: dict[str, list[float]], figures: dict[str, tuple[str, str]], shape: str) -> Figures:
+    """Each figure's first side by its second, round by round."""
+    return {
+        f"{figure}{shape}": compare({first: seconds[first], second: seconds[second]}, second)[f"{first}_vs_{second}"]
+        for figure, (first, second) in figures.items()
+    }
+
+
+def measure_passes(
+    base: Any, shapes: dict[str, tuple[int, int]], rounds: int, clock: Clock, parts: list[str]
+) -> Figures:
+    """Forward passes and generation, every side in turn."""
+    found: Figures = {}
+    with tempfile.TemporaryDirectory() as name:
+        models = {name: model.eval() for name, model in make_peers(base, Path(name)).items()}
+        models |= {name: make_ours(base, *shape) for name, shape in OURS.items()}
+        models["bare"] = base
+        for shape, size in shapes.items():
+            tokens = draw_tokens(*size)
+            if "forward" in parts:
+                seconds = time_alternating({n: forward(m, tokens) for n, m in models.items()}, rounds, clock)
+                found |= divide(seconds, FORWARD, shape)
+            if "generate" in parts:
+                sides = {n: generate(models[n], tokens) for n in ("lora", "ours", "ours32", "arrow")}
+                found |= divide(time_alternating(sides, max(1, rounds // 2), clock), GENERATE, shape)
+    return found
+
+
+def measure_training(base: Any, shapes: dict[str, tuple[int, int]], rounds: int, clock: Clock) -> Figures:
+    """Training steps of one LoRA and of four experts with their routers, in turn."""
+    trained = {side: make_trained(base, side) for side in ("lora", "ours")}
+    found: Figures = {}
+    for shape, size in shapes.items():
+        tokens = draw_tokens(*size)
+        seconds = time_alternating({n: step(m.train(), tokens) for n, m in trained.items()}, rounds, clock)
+        found |= divide(seconds, {"train_vs_lora": ("ours", "lora")}, shape)
+    return found
+
+
+def measure_mixlora(base: Any, shapes: dict[str, tuple[int, int]], rounds: int, options: argparse.Namespace) -> Figures:
+    """MixLoRA in its own process and ours in this one, in turn; a first round warms up."""
+    clock = time.process_time if options.cpu else time.perf_counter
+    model, trained = make_ours(base, 4), make_trained(base, "ours").train()
+    found: Figures = {}
+
+    def spend(call: Callable[[], object]) -> float:
+        start = clock()
+        call()
+        return clock() - start
+
+    with tempfile.TemporaryDirectory() as name, Mixlora(options.mixlora, base, Path(name), options.threads) as peer:
+        for shape, size in shapes.items():
+            tokens = draw_tokens(*size)
+            sides = {
+                "ours": partial(spend, forward(model, tokens)),
+                "mixlora": partial(peer.time, "mixlora", "forward", size, options.cpu),
+                "its_bare": partial(peer.time, "bare", "forward", size, options.cpu),
+                "our_step": partial(spend, step(trained, tokens)),
+                "mixlora_step": partial(peer.time, "mixlora", "step", size, options.cpu),
+            }
+            taken = [{side: call() for side, call in sides.items()} for _ in range(rounds + 1)][1:]
+            found |= divide({side: [seconds[side] for seconds in taken] for side in sides}, MIXLORA, shape)
+    return found
+
+
+def measure_peaks(runs: int) -> Figures:
+    """Memory of a training step of each side, `runs` processes each."""
+    found: Figures = {}
+    for side in ("lora", "ours"):
+        peaks = sorted(run_memory(side) for _ in range(runs))
+        found[f"memory_{side}_mb"] = {"median": peaks[runs // 2], "min": peaks[0], "max": peaks[-1], "n": runs}
+    return found
+
+
 def main() -> None:
     """Measure and report."""
     parser = make_parser(__doc__ or "")
     parser.add_argument("--threads", type=int, default=2, help="one, where others compute on the same cores")
     parser.add_argument("--cpu", action="store_true", help="processor time, not wall time: where others compute")
     parser.add_argument("--rounds", type=int, help="how often each side is timed: 5, quick 2")
+    parser.add_argument("--mixlora", metavar="PYTHON", help="interpreter that has moe-peft==2.0.2")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--memory", choices=["lora", "ours"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -168,32 +307,15 @@ def main() -> None:
     rounds = options.rounds or rounds
     clock = time.process_time if options.cpu else time.perf_counter
     base = load_base("smollm2-135m", "cpu").model.eval()
-    figures: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as name:
-        models = {name: model.eval() for name, model in make_peers(base, Path(name)).items()}
-        models |= {name: make_ours(base, *shape) for name, shape in OURS.items()}
-        models["bare"] = base
-        for shape, (rows, width) in shapes.items():
-            tokens = draw_tokens(rows, width)
-            seconds = time_alternating({n: forward(m, tokens) for n, m in models.items()}, rounds, clock)
-            for figure, (first, second) in FORWARD.items():
-                found = compare({first: seconds[first], second: seconds[second]}, second)
-                figures[f"{figure}{shape}"] = found[f"{first}_vs_{second}"]
-        prompt = draw_tokens(1, 64)
-        sides = {n: generate(models[n], prompt) for n in ("lora", "ours", "ours32")}
-        seconds = time_alternating(sides, max(1, rounds // 2), clock)
-        figures |= {n.replace("ours", "generate"): f for n, f in compare(seconds, "lora").items()}
-    trained = {side: make_trained(base, side) for side in ("lora", "ours")}
-    for shape, (rows, width) in shapes.items():
-        tokens = draw_tokens(rows, width)
-        seconds = time_alternating({n: step(m.train(), tokens) for n, m in trained.items()}, rounds, clock)
-        figures[f"train_vs_lora{shape}"] = compare(seconds, "lora")["ours_vs_lora"]
-    for side in ("lora", "ours"):
-        megabytes = [run_memory(side) for _ in range(1 if options.quick else 3)]
-        ordered = sorted(megabytes)
-        figures[f"memory_{side}_mb"] = {
-            "median": ordered[len(ordered) // 2], "min": ordered[0], "max": ordered[-1], "n": len(ordered),
-        }  # fmt: skip
+    figures: Figures = {}
+    if {"forward", "generate"} & set(options.only):
+        figures |= measure_passes(base, shapes, rounds, clock, options.only)
+    if "train" in options.only:
+        figures |= measure_training(base, shapes, rounds, clock)
+    if "mixlora" in options.only and options.mixlora:
+        figures |= measure_mixlora(base, shapes, rounds, options)
+    if "memory" in options.only:
+        figures |= measure_peaks(1 if options.quick else 3)
     report(figures, options)
 
 

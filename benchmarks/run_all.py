@@ -29,12 +29,13 @@ SCRIPTS = (
     "labelling.py",
 )
 NEEDS = {
+    "routing.py": ("mixlora",),
     "labelling.py": ("data",),
     "harness_parity.py": ("data", "harness"),
     "evaluation.py": ("data", "harness"),
 }
-"""Options that a script cannot, or (labelling.py) need not, do without."""
-OPTIONAL = {"labelling.py"}
+"""Options that a script takes and cannot do without, unless it is one of `OPTIONAL`."""
+OPTIONAL = {"labelling.py", "routing.py"}
 BEGIN, END = "<!-- {script}: written by `make bench` -->", "<!-- end of {script} -->"
 
 
@@ -43,9 +44,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scripts", nargs="*", metavar="SCRIPT", help=f"only these of {', '.join(SCRIPTS)}")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--data", metavar="DIR", help=f"folder of data sets for {', '.join(NEEDS)}")
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="folder of data sets for " + ", ".join(name for name, needs in NEEDS.items() if "data" in needs),
+    )
     parser.add_argument(
         "--harness", metavar="PYTHON", help="interpreter that has lm_eval==0.4.13, in its own environment"
+    )
+    parser.add_argument(
+        "--mixlora", metavar="PYTHON", help="interpreter that has moe-peft==2.0.2, in its own environment"
     )
     options = parser.parse_args()
     for script in options.scripts or SCRIPTS:
