@@ -89,12 +89,21 @@ def measure_questions(n: int, with_map: int) -> Iterator[tuple[str, list[float]]
             if n <= with_map:
                 yield "meta_questions_s", [cpu_seconds(lambda: run_now(store, "meta-questions", {}, "growth"))]
                 yield "suggest_s", [cpu_seconds(lambda: run_now(store, "suggest", {}, "growth"))]
+                warm_up()
                 yield "cluster_s", [cpu_seconds(lambda: run_now(store, "cluster", {}, "growth"))]
             some = ids[: n // 2].tolist()
             skill = create_skill(store, "the first half", "growth")
             yield "label_half_s", [cpu_seconds(lambda: label_questions(store, skill, some, "growth", "lasso"))]
             yield "database_mb", [measure_database(store)]
     yield "peak_mb", [read_peak_mb()]
+
+
+def warm_up() -> None:
+    """Let UMAP compile what it will run."""
+    from metamoe_backend.mapping import compute_clusters, compute_projection
+
+    for n in WARM_UPS:
+        compute_clusters(compute_projection(draw_vectors(n), 2, 15, 0.1, 0), 15)
 
 
 def select_data(prompts: list[str], vectors: np.ndarray) -> None:
@@ -208,11 +217,6 @@ MEASURES = {"activations": measure_activations, "experts": measure_experts, "run
 
 def measure(what: str, size: int, with_map: int) -> Figures:
     """The figures of one size, each said as soon as it is there; one list a figure."""
-    if what == "questions" and size <= with_map:
-        from metamoe_backend.mapping import compute_clusters, compute_projection
-
-        for warm_up in WARM_UPS:
-            compute_clusters(compute_projection(draw_vectors(warm_up), 2, 15, 0.1, 0), 15)
     figures = {}
     for name, values in measure_questions(size, with_map) if what == "questions" else MEASURES[what](size):
         figures[name] = values
