@@ -4,8 +4,8 @@ SmolLM2-135M, rank 8 on the MLP, top-2, float32. Every side runs the same base m
 16 x 128 tokens (quick: 4 x 128), and 1 x 512 (not quick). `train_vs_lora`: a step that trains four experts and their
 routers against one that trains one LoRA. `generate`: 64 tokens behind such a batch, with a cache. `qv_vs_bare`: four
 experts of rank 16 on q and v, the shape of the seed method's own layer (1.24 on such a machine). `memory`: megabytes
-that a training step of 8 x 128 tokens adds to a peak. `--mixlora PYTHON` adds MixLoRA with the same base model, experts
-and routers in its own environment (see mixlora.py): `mixlora_vs_its_bare` is against the bare model there.
+that a training step of 8 x 128 tokens takes at its peak. `--mixlora PYTHON` adds MixLoRA with the same base model,
+experts and routers in its own environment (see mixlora.py): `mixlora_vs_its_bare` is against the bare model there.
 """
 
 import argparse
@@ -149,18 +149,23 @@ def make_trained(base: Any, side: str) -> Any:
 
 
 def measure_memory(side: str) -> None:
-    """Print the megabytes by which a training step raises this process's peak."""
+    """Print the megabytes that a training step takes at its peak beside what this process holds before it."""
     base = load_base("smollm2-135m", "cpu").model.eval()
     call = step(make_trained(base, side), draw_tokens(8, 128))
-    before = read_peak_mb()
+    before = read_mb("VmRSS")
     call()
     print(read_peak_mb() - before)
 
 
 def read_peak_mb() -> float:
     """Most memory this process has had. Not `getrusage`, whose peak begins with that of the process that started it."""
+    return read_mb("VmHWM")
+
+
+def read_mb(name: str) -> float:
+    """A size of this process in megabytes by the kernel's name for it: VmRSS is what it holds now."""
     status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    return int(status.split(f"{name}:")[1].split()[0]) / 1024
 
 
 def draw_tokens(rows: int, width: int) -> torch.Tensor:
