@@ -19,7 +19,7 @@ from metamoe_backend.config import (
 from metamoe_backend.errors import ConfigError, DivergedError
 from metamoe_backend.jobs.context import RunContext
 from metamoe_backend.jobs.run_folder import RunFolder, RunStatus, create_run, list_runs
-from metamoe_backend.jobs.supervisor import Seen, poll
+from metamoe_backend.jobs.supervisor import Seen, poll, submit
 from metamoe_backend.workspace import Workspace
 from pages.shared import jobs_memory, jobs_new, state
 from pages.shared.config_form import field_labels
@@ -100,6 +100,15 @@ def test_why_a_run_stands_as_it_does() -> None:
     assert "PartitionDown." in (reason_text(replace(on_slurm, waits_for="PartitionDown")) or "")
     assert "comes next" in (reason_text(RUN, [on_slurm, RUN]) or ""), "a run on Slurm holds up nobody here"
     assert "comes next" in (reason_text(RUN, [RUN, waiting]) or "")
+    held = replace(RUN, run_id="r4", place=1, after=("r1", "r3"), prepared=False)
+    assert state_name(held) == "waiting"
+    assert "comes next" in (reason_text(replace(RUN, place=2), [replace(RUN, place=2), held]) or "")
+    others = [replace(RUN, state="stopped"), on_slurm, held]
+    assert reason_text(held, others) == (
+        "It waits for training · arith, which was stopped: resume that run, or cancel this one. "
+        "1 more run must finish, too."
+    )
+    assert "is gone" in (reason_text(held, [held]) or "")
     assert "1 run is before it" in (reason_text(waiting, [RUN, waiting]) or "")
 
 
@@ -228,9 +237,35 @@ def test_the_form_starts_a_run_on_slurm(opened: AppTest, synthetic: Workspace, m
     assert app.button(key="jobs_new_start").disabled
     app.selectbox(key=f"jobs_{panel}_on").select("a100").run()
     assert any(code.value.endswith("--on a100") for code in app.code)
-    assert "sbatch --requeue --nodes=1 --time=60 --gpus-per-node=1 --signal=B:USR2@120" in [code.value for code in app.code]
+    assert "sbatch --requeue --nodes=1 --time=60 --gpus-per-node=1 --signal=B:USR2@120" in [
+        code.value for code in app.code
+    ]
     app.button(key="jobs_new_start").click().run()
     assert not app.exception and not app.error and started == [("logic", "a100")]
+
+
+def test_a_mixture_is_asked_for_while_its_expert_is_in_training(
+    opened: AppTest, synthetic: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metamoe_backend.jobs.supervisor._ensure_supervisor", lambda workspace: None)
+    config = TrainConfig(name="late", tasks=["sums"]).model_dump(mode="json")
+    training = create_run(synthetic, "train", "late", config, "ana", {})
+    submit(synthetic, training)
+    app = opened.run()
+    app.button(key="jobs_new").click().run()
+    panel = app.session_state["jobs_panel"]["key"]
+    app.button_group(key=f"jobs_{panel}_kind").select("moe").run()
+    experts = app.multiselect(key=f"jobs_{panel}_moe_experts")
+    assert "late (in training)" in experts.options
+    experts.select("late").run()
+    assert any("It will wait until these have finished: training · late." in info.value for info in app.info)
+    app.button(key="jobs_new_start").click().run()
+    assert not app.exception and not app.error
+    run = list_runs(synthetic)[0]
+    assert run.read_spec().after == [training.run_id] and not run.is_prepared
+    assert any("It waits for training · late, which is queued" in caption.value for caption in app.caption)
+    app.button(key="jobs_obstacle").click().run()
+    assert training.run_id in app.query_params["run"]
 
 
 def show_run(app: AppTest, run: RunFolder) -> AppTest:

@@ -84,7 +84,7 @@ def _say_what_it_waits_for(status: RunStatus, by_id: Mapping[str, RunStatus]) ->
     if obstacle is None:
         return "waits for its rows"
     run_id, other = obstacle
-    return f"waits for {run_id}" + (f" ({other.state})" if other is not None else " (gone)")
+    return f"waits for {run_id} (gone)" if other is None else f"waits for {other.stage} {other.name} ({other.state})"
 
 
 def _duration(seconds: float | None) -> str:
