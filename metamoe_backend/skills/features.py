@@ -55,7 +55,7 @@ def find_neighbours(joined: np.ndarray, count: int) -> tuple[np.ndarray, np.ndar
     for start, block in _compare_blockwise(joined):
         rows = np.arange(len(block))
         block[rows, start + rows] = -2.0
-        near = np.argpartition(-block, count - 1, axis=1)[:, :count]
+        near = np.argpartition(-block, count - 1, axis=1)[:, :count].copy()  # a view would keep all n columns
         similarities.append(np.take_along_axis(block, near, axis=1))
         places.append(near)
     return np.concatenate(similarities), np.concatenate(places)
