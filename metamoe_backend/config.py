@@ -157,7 +157,7 @@ class LoraSettings(StageConfig):
         "float32", description="Precision of the saved adapter; bfloat16 halves its size"
     )
     four_bit: bool = Field(
-        False, description="QLoRA: hold the frozen base model in 4 bits while training (bitsandbytes and a GPU)"
+        False, description="QLoRA: hold the frozen base model in 4 bits while training (needs bitsandbytes)"
     )
 
 

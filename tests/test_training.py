@@ -563,17 +563,28 @@ def test_the_packaged_model_learns(tmp_path: Path) -> None:
     assert len(weights.modules) == 3 * 30
 
 
-def test_four_bits_are_refused_without_a_gpu(tmp_path: Path, base_folder: Path) -> None:
-    with pytest.raises(
-        UnavailableError, match="4 bits \\(QLoRA\\) need a CUDA device, not cpu; leave lora.four_bit out"
-    ):
+def test_four_bits_need_bitsandbytes(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UnavailableError, match="4 bits \\(QLoRA\\) need bitsandbytes; run: pip install"):
         train(tmp_path, make_config(base_folder, {"rank": 4, "four_bit": True}))
 
 
-@pytest.mark.gpu
-def test_an_adapter_learns_over_a_base_model_in_four_bits(tmp_path: Path, base_folder: Path) -> None:
-    pytest.importorskip("bitsandbytes")
-    config = make_config(base_folder, {"rank": 4, "four_bit": True}).model_copy(update={"device": "cuda"})
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.model
+def test_an_adapter_learns_over_a_base_model_in_four_bits(tmp_path: Path, device: str) -> None:
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    base = load_base("smollm2-135m", device, four_bit=True)
+    held = {type(module).__name__ for name, module in base.model.named_modules() if name.endswith("_proj")}
+    assert held == {"Linear4bit"}
+    whole = load_base("smollm2-135m", device).model.get_memory_footprint()
+    assert base.model.get_memory_footprint() < 0.4 * whole
+    optim = OptimSettings(steps=6, batch_size=4, learning_rate=2e-3, max_tokens=48, eval_share=0)
+    config = make_config(Path("unused"), {"rank": 4, "four_bit": True}).model_copy(
+        update={"base": "smollm2-135m", "device": device, "optim": optim}
+    )
     losses = train(tmp_path, config).rows("metric").query("name == 'loss'")["value"].tolist()
     assert losses[-1] < losses[0]
-    assert read_adapter(tmp_path / "adapters" / "copy", load_base(str(base_folder), "cpu").model).rank == 4
+    assert read_adapter(tmp_path / "adapters" / "copy", load_base("smollm2-135m", "cpu").model).rank == 4

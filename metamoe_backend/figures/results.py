@@ -166,8 +166,10 @@ def make_sequence_figure(
     return figure
 
 
-def make_curves_figure(curves: pd.DataFrame, title: str, height: int = 280, log: bool = False) -> go.Figure:
-    """Lines over steps. curves: step, value, name."""
+def make_curves_figure(
+    curves: pd.DataFrame, title: str, height: int = 280, log: bool = False, along: str | None = None
+) -> go.Figure:
+    """Lines over steps, or over what `along` says. curves: step, value, name."""
     figure = go.Figure()
     for name, part in curves.groupby("name", sort=False):
         line = {"dash": "dot"} if "eval" in str(name) else {}
@@ -177,7 +179,7 @@ def make_curves_figure(curves: pd.DataFrame, title: str, height: int = 280, log:
             )
         )
     finish(figure, height)
-    figure.update_xaxes(title=_("step"), rangemode="tozero")
+    figure.update_xaxes(title=along or _("step"), rangemode="tozero")
     figure.update_yaxes(title=title, type="log" if log else "linear")
     return figure
 

@@ -63,8 +63,8 @@ def load_base(base: str, device: str = "auto", dtype: str = "float32", four_bit:
     if dtype not in DTYPES:
         raise ConfigError(f"dtype: {dtype!r} is not known; say {' or '.join(DTYPES)}.")
     place = find_device(device)
-    if four_bit:
-        _require_four_bit(place)
+    if four_bit and importlib.util.find_spec("bitsandbytes") is None:
+        raise UnavailableError("4 bits (QLoRA) need bitsandbytes; run: pip install bitsandbytes==0.50.2")
     if base == DEFAULT_BASE:
         source = _find_packaged_file()
         folder, sha256 = _dequantise_once(source), hash_file(source)
@@ -258,15 +258,6 @@ def _strip_code(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _strip_code(inner) for key, inner in value.items() if key not in CODE_SETTINGS}
     return [_strip_code(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _require_four_bit(place: "torch.device") -> None:
-    if place.type != "cuda":
-        raise UnavailableError(
-            f"4 bits (QLoRA) need a CUDA device, not {place}; leave lora.four_bit out, or use a GPU."
-        )
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UnavailableError("4 bits (QLoRA) need bitsandbytes; run: pip install bitsandbytes")
 
 
 def _load_folder(folder: Path, config: Any, dtype: str, four_bit_on: "torch.device | None" = None) -> tuple[Any, Any]:

@@ -192,7 +192,9 @@ def render_rates(status: RunStatus) -> None:
     for column, name in zip(st.columns(len(drawn)), drawn, strict=True):
         of_name: pd.DataFrame = metrics[metrics["name"] == name]
         with column:
-            figure = make_curves_figure(of_name.assign(name=metric_name(name)), metric_name(name), height=180)
+            along = None if status.stage in ("train", "sequence", "moe") else _("questions done")
+            named = of_name.assign(name=metric_name(name))
+            figure = make_curves_figure(named, metric_name(name), height=180, along=along)
             figure.update_layout(showlegend=False)
             show_figure(figure, key=f"jobs_{name}", alt=_("{name} over steps").format(name=metric_name(name)))
 
