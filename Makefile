@@ -1,5 +1,5 @@
 # make app    open the dashboard on the recorded demo         make demo   record the demo anew (about half an hour)
-# make test   lint, types and every test                      make bench  measure against the peers
+# make test   lint, types and every test                      make bench  measure against the peers (DATA=, HARNESS=, MIXLORA=: benchmarks/README.md)
 # make check  lint and types only                             make clean  remove what make made
 # make test-faults kill, fill up and damage what can be, fifty times each (docs/reliability.md)
 # make test-slurm  run jobs on a real Slurm of Debian's packages, which root installs where they are missing
@@ -57,7 +57,7 @@ demo: setup
 	$(PY) -m metamoe_backend demo --record
 
 bench: setup-dev
-	$(PY) benchmarks/run_all.py
+	$(PY) benchmarks/run_all.py $(if $(DATA),--data $(DATA)) $(if $(HARNESS),--harness $(HARNESS)) $(if $(MIXLORA),--mixlora $(MIXLORA))
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis tests/artifacts

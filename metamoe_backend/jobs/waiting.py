@@ -18,11 +18,11 @@ _WORST_LAST: tuple[Wait, ...] = ("rows", "runs", "person", "never")
 
 def find_waits(statuses: Sequence[RunStatus]) -> dict[str, Wait]:
     """What each run waits for that is queued and has no rows yet, by run id. `statuses`: all runs."""
-    by_id, found = {status.run_id: status for status in statuses}, dict[str, Wait]()
-    for status in sorted(statuses, key=lambda each: each.run_id):  # a run names older ones only
-        if status.state == "queued" and not status.prepared:
-            waits = [_wait_for(by_id.get(other), found) for other in status.after]
-            found[status.run_id] = max(waits, key=_WORST_LAST.index, default="rows")
+    waiting = [status for status in statuses if status.state == "queued" and not status.prepared]
+    by_id, found = {status.run_id: status for status in statuses} if waiting else {}, dict[str, Wait]()
+    for status in sorted(waiting, key=lambda each: each.run_id):  # a run names older ones only
+        waits = [_wait_for(by_id.get(other), found) for other in status.after]
+        found[status.run_id] = max(waits, key=_WORST_LAST.index, default="rows")
     return found
 
 

