@@ -6,6 +6,7 @@ supervisor asks again.
 """
 
 import argparse
+import logging
 import sys
 import threading
 import time
@@ -20,10 +21,11 @@ from metamoe_backend.jobs.supervisor import give_up_waiting, release
 from metamoe_backend.jobs.waiting import find_waits
 from metamoe_backend.pipeline import STAGES
 from metamoe_backend.stage import Stage
-from metamoe_backend.store.connection import Store
+from metamoe_backend.store.connection import THE_QUEUE, Store
 from metamoe_backend.store.ingestion import ingest_finished_runs
 from metamoe_backend.workspace import Workspace
 
+log = logging.getLogger(__name__)
 LOOK_S = 2.0
 """Seconds between two looks of the dashboard for a note."""
 
@@ -62,8 +64,12 @@ def watch_for_notes(store: Store, stages: Mapping[str, Stage] = STAGES) -> threa
 
     def watch() -> None:
         while not store.closed:
-            if _note(store.workspace).exists():
-                prepare_waiting(store, stages)
+            try:
+                if _note(store.workspace).exists():
+                    prepare_waiting(store, stages)
+            except Exception:
+                # Such as another run's damaged part, which the pages tell; the supervisor asks again.
+                log.exception("The rows of waiting runs could not be read")
             time.sleep(LOOK_S)
 
     thread = threading.Thread(target=watch, name="rows of waiting runs", daemon=True)
@@ -84,7 +90,7 @@ def main(arguments: Sequence[str], stages: Mapping[str, Stage] = STAGES) -> int:
     parser.add_argument("workspace", type=Path)
     workspace = Workspace(parser.parse_args(arguments).workspace)
     try:
-        with Store.open(workspace, "the queue") as store:
+        with Store.open(workspace, THE_QUEUE) as store:
             prepare_waiting(store, stages)
     except BusyError as error:
         _note(workspace).touch()

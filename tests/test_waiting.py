@@ -1,5 +1,6 @@
 """Runs that wait for others: when they start, what they read, and what becomes of them when the others do not finish."""
 
+import threading
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,13 @@ from typing import Any
 import pytest
 
 from metamoe_backend import waiting
-from metamoe_backend.errors import ConfigError, ConflictError, NotFoundError
+from metamoe_backend.errors import BusyError, ConfigError, ConflictError, NotFoundError, StorageError
 from metamoe_backend.jobs.alerts import AlertSettings, find_alerts
 from metamoe_backend.jobs.run_folder import RunFolder, RunStatus, create_run, list_runs, utc_now
 from metamoe_backend.jobs.supervisor import cancel, move_in_queue, poll, release, request_stop, resume, retry, submit
 from metamoe_backend.jobs.waiting import Wait, find_obstacle, find_waits
 from metamoe_backend.launch import launch
-from metamoe_backend.store.connection import Store
+from metamoe_backend.store.connection import THE_QUEUE, Store
 from metamoe_backend.workspace import Workspace
 from tests.conftest import insert_questions, insert_rows
 from tests.fake_jobs import STAGES, find_processes, wait_for
@@ -128,6 +129,37 @@ def test_rows_that_cannot_be_read_fail_the_run_with_the_reason(queue: Workspace)
     wait_until(again, "finished")
     resume(second)
     wait_until(second, "finished")
+
+
+def test_whoever_opens_the_workspace_waits_while_the_queue_reads_rows(workspace: Workspace) -> None:
+    queue = Store.open(workspace, THE_QUEUE)
+    threading.Timer(0.3, queue.close).start()
+    with Store.open(workspace, "the command line"):
+        assert queue.closed
+        with pytest.raises(BusyError, match="is held by the command line"):
+            Store.open(workspace, THE_QUEUE)
+
+
+def test_the_dashboard_goes_on_looking_after_a_failure(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(waiting, "LOOK_S", 0.01)
+    looks: list[int] = []
+
+    def fail_once(*_: object) -> None:
+        looks.append(1)
+        (workspace.runs / ".rows-wanted").unlink()
+        if len(looks) == 1:
+            raise StorageError("A part is damaged.")
+
+    monkeypatch.setattr(waiting, "prepare_waiting", fail_once)
+    with Store.open(workspace) as store:
+        thread = waiting.watch_for_notes(store)
+        for n in (1, 2):
+            (workspace.runs / ".rows-wanted").touch()
+            wait_for(lambda n=n: len(looks) == n)
+    thread.join()
+    assert "A part is damaged." in caplog.text
 
 
 def test_an_unexpected_error_is_kept_in_state_and_log(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
