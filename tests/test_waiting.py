@@ -10,8 +10,20 @@ import pytest
 from metamoe_backend import waiting
 from metamoe_backend.errors import BusyError, ConfigError, ConflictError, NotFoundError, StorageError
 from metamoe_backend.jobs.alerts import AlertSettings, find_alerts
+from metamoe_backend.jobs.devices import Device
+from metamoe_backend.jobs.records import StateFile
 from metamoe_backend.jobs.run_folder import RunFolder, RunStatus, create_run, list_runs, utc_now
-from metamoe_backend.jobs.supervisor import cancel, move_in_queue, poll, release, request_stop, resume, retry, submit
+from metamoe_backend.jobs.supervisor import (
+    Supervisor,
+    cancel,
+    move_in_queue,
+    poll,
+    release,
+    request_stop,
+    resume,
+    retry,
+    submit,
+)
 from metamoe_backend.jobs.waiting import Wait, find_obstacle, find_waits
 from metamoe_backend.launch import launch
 from metamoe_backend.store.connection import THE_QUEUE, Store
@@ -190,15 +202,24 @@ def test_a_waiting_run_with_a_profile_goes_to_slurm_when_its_rows_are_there(
 ) -> None:
     monkeypatch.setattr("metamoe_backend.jobs.supervisor._ensure_supervisor", lambda _: None)
     handed = []
-    monkeypatch.setattr("metamoe_backend.jobs.slurm.submit", lambda run, state, command: handed.append((run, state)))
+
+    def take(run: RunFolder, state: StateFile, _: object) -> None:
+        handed.append(run)
+        run.write_state(state.model_copy(update={"job": "7"}))
+
+    monkeypatch.setattr("metamoe_backend.jobs.slurm.submit", take)
+    supervisor = Supervisor(workspace, [Device("cpu", "CPU")], ("no", "worker"))
     first = create_run(workspace, "count", "first", {}, "ana", {})
     run = create_run(workspace, "follow", "second", {}, "ana", None, after=[first.run_id])
     submit(workspace, run, "gpu")
+    assert supervisor.step()
     status = run.read_state()
     assert (status.place, status.profile, status.job, handed) == (1, "gpu", None, [])
     release(run, {})
-    ((given, state),) = handed
-    assert (given, state.profile, state.place) == (run, "gpu", None)
+    assert supervisor.step()
+    assert not supervisor.step()
+    status = run.read_state()
+    assert (status.place, status.profile, status.job, handed) == (None, "gpu", "7", [run])
 
 
 def test_what_slurm_does_not_take_reads_as_failed(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +227,7 @@ def test_what_slurm_does_not_take_reads_as_failed(workspace: Workspace, monkeypa
     run = create_run(workspace, "follow", "second", {}, "ana", None)
     submit(workspace, run, "gone")
     release(run, {})
+    Supervisor(workspace, [Device("cpu", "CPU")]).step()
     assert run.read_state().state == "failed"
     assert "gone" in (run.read_state().error or "")
 

@@ -80,9 +80,9 @@ _supervisors: list["subprocess.Popen[bytes]"] = []
 def submit(workspace: Workspace, run: RunFolder, profile: str | None = None) -> None:
     """Put a run at the end of the queue and see to it that somebody works on the queue; with a profile, Slurm does.
 
-    One that waits for others is in the local queue first, whatever its profile. Submitting a queued run again changes
-    nothing. Raises `ConflictError` for a run that has started or ended. A new run that Slurm does not take (see
-    `slurm.submit`) leaves nothing behind.
+    One that waits for others is in the local queue until its rows have been read, whatever its profile. Submitting a
+    queued run again changes nothing. Raises `ConflictError` for a run that has started or ended. A new run that Slurm
+    does not take (see `slurm.submit`) leaves nothing behind.
     """
     with locked(queue_lock(workspace)):
         state = run.read_state_file()
@@ -103,21 +103,15 @@ def submit(workspace: Workspace, run: RunFolder, profile: str | None = None) -> 
 
 
 def release(run: RunFolder, inputs: "Mapping[str, pd.DataFrame]") -> None:
-    """Give a run that waited for others the rows it reads, and let it start: here, or by its profile on Slurm.
+    """Give a run that waited for others the rows it reads, and let the supervisor start it.
 
-    One that was cancelled meanwhile stays so. What Slurm does not take (see `slurm.submit`) reads as failed.
+    One that was cancelled meanwhile stays so.
     """
     with locked(queue_lock(run.workspace)):
         state = run.read_state_file()
         if state.state != "queued" or run.is_prepared:
             return
         run.write_inputs(inputs)
-        if state.profile is not None:
-            try:
-                slurm.submit(run, state.model_copy(update={"place": None}), WORKER_COMMAND)
-            except UserError as error:
-                run.write_state(_fail(state, str(error)))
-                return
         _ensure_supervisor(run.workspace)
 
 
@@ -126,11 +120,7 @@ def give_up_waiting(run: RunFolder, why: str) -> None:
     with locked(queue_lock(run.workspace)):
         state = run.read_state_file()
         if state.state == "queued" and not run.is_prepared:
-            run.write_state(_fail(state, why))
-
-
-def _fail(state: StateFile, why: str) -> StateFile:
-    return state.model_copy(update={"state": "failed", "error": why, "ended_at": utc_now()})
+            run.write_state(state.model_copy(update={"state": "failed", "error": why, "ended_at": utc_now()}))
 
 
 def submit_shards(workspace: Workspace, runs: Sequence[RunFolder], profile: str | None = None) -> None:
@@ -399,6 +389,9 @@ class Supervisor:
             queued = [run for run in queued if run not in waiting]
             for run in queued:
                 try:
+                    if states[run].profile is not None:  # it waited here for others
+                        slurm.submit(run, states[run].model_copy(update={"place": None}), self.worker_command)
+                        continue
                     device = find_slot(*_wanted_devices(run), list(self.devices), busy)
                     if device is not None:
                         self._start(run, device)
