@@ -2,8 +2,10 @@
 
 The harness runs in an environment of its own (`--harness PYTHON`) on the same questions, model and prompts, without a
 network. Per set: share of items with the same answer by log-likelihood (acc) and by log-likelihood over the option's
-length (acc_norm), and the largest difference of a log-likelihood in nats. `gsm8k_*`: share of 1,000 made-up outputs
-from which both extract the same number.
+length (acc_norm), and the largest difference of a log-likelihood (`_micronats`: in millionths of a nat).
+`SET_harness_error`, `SET_our_error`: on the ten items with the largest differences, how far each is from the same model
+and tokens in float64, which tells whose rounding a difference is. `gsm8k_*`: share of 1,000 made-up outputs from which
+both extract the same number.
 """
 
 import json
@@ -136,7 +138,38 @@ def compare_set(items: list[dict[str, Any]], samples: list[dict[str, Any]], ours
         norm, other = (score_choices_by_length(each, item["choices"], item["gold"])[0] for each in (own, theirs))
         same_norm += int(norm == other and bool(sample["acc_norm"]) == (norm == item["gold"]))
         largest = max(largest, float(np.abs(theirs - own).max()))
-    return {"acc": same / len(items), "acc_norm": same_norm / len(items), "loglik_difference": largest}
+    return {"acc": same / len(items), "acc_norm": same_norm / len(items), "loglik_difference_micronats": 1e6 * largest}
+
+
+def measure_errors(
+    folder: Path, items: list[dict[str, Any]], samples: list[dict[str, Any]], ours: dict[str, Any]
+) -> dict[str, float]:
+    """The largest distance of either side from float64, in millionths of a nat, where the two differ most."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float64)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+
+    def read_exactly(context: str, option: str) -> float:
+        start = len(tokenizer(context)["input_ids"])
+        tokens = torch.tensor(tokenizer(context + option)["input_ids"])
+        with torch.inference_mode():
+            logliks = model(tokens[None, :-1]).logits[0].log_softmax(-1)
+        return float(logliks[start - 1 :].gather(1, tokens[start:, None]).sum())
+
+    answers = []
+    for item, sample in zip(items, samples, strict=True):
+        theirs = np.array([float(answer[0]) for answer in sample["filtered_resps"]])
+        own = ours[(make_own_prompt(item["query"]), *item["choices"])]
+        answers.append((theirs, own, [(each["arg_0"], each["arg_1"]) for each in sample["arguments"].values()]))
+    worst = sorted(answers, key=lambda answer: -np.abs(answer[0] - answer[1]).max())[:10]
+    exact = [np.array([read_exactly(*asked) for asked in arguments]) for _, _, arguments in worst]
+
+    def find_largest(side: int) -> float:
+        return 1e6 * max(float(np.abs(one[side] - truth).max()) for one, truth in zip(worst, exact, strict=True))
+
+    return {"harness_error_micronats": find_largest(0), "our_error_micronats": find_largest(1)}
 
 
 def make_outputs(count: int) -> list[str]:
@@ -217,8 +250,11 @@ def main() -> None:
         samples = run_harness(options.harness, folder, folder / "model", names)
         ours = answer_ourselves(folder, names)
         for name in names:
-            for measure, value in compare_set(items[name], samples[name], ours[name]).items():
+            answered = items[name], samples[name], ours[name]
+            for measure, value in compare_set(*answered).items():
                 add(f"{name}_{measure}", value, len(items[name]))
+            for measure, value in measure_errors(folder, *answered).items():
+                add(f"{name}_{measure}", value, min(10, len(items[name])))
         for kind, share in compare_extraction(options.harness, folder).items():
             add(f"gsm8k_{kind}", share, 1000)
     shares = [figure["median"] for name, figure in figures.items() if name.endswith(("_acc", "_acc_norm"))]
