@@ -1,24 +1,29 @@
 """Several processes train one model: what comes out, and what happens when one of them is stopped or killed."""
 
+import errno
 import os
 import signal
 import subprocess
+from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
+from torch.distributed import HashStore
 from torch.testing import assert_close
 
 from metamoe_backend.config import MoeConfig, OptimSettings, parse_config
-from metamoe_backend.errors import ConfigError, UnavailableError
+from metamoe_backend.errors import ConfigError, DiskFullError, UnavailableError
+from metamoe_backend.jobs import member
 from metamoe_backend.jobs.records import StateFile
 from metamoe_backend.jobs.run_folder import RunFolder, create_run
 from metamoe_backend.jobs.supervisor import find_slot
 from metamoe_backend.train import expert
 from metamoe_backend.workspace import Workspace
-from tests.fake_jobs import wait_for
+from tests.fake_jobs import STAGES, wait_for
 from tests.recording import RecordingContext
 from tests.tiny_models import make_tiny_base
 from tests.two_processes import assert_same_adapter, find_members, make_config, make_questions, make_run, start
@@ -82,6 +87,20 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_it_goes_on_from_its_c
     assert start(run).wait() == 0, run.read_log()
     assert "Going on from checkpoint-" in run.read_log()
     assert_same_adapter(workspace, "pair", "alone", tolerance=2e-4)
+
+
+def test_the_first_process_tells_a_full_disk_as_one(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compute(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = create_run(workspace, "count", "a test", {}, "ana", {})
+    life, talk = Pipe(), Pipe()
+    ends = iter([life[1], talk[1]])
+    monkeypatch.setattr(member, "Client", lambda _: next(ends))
+    monkeypatch.setattr(member, "_join", HashStore)
+    member.lead(run, "cpu", "nowhere", {"count": replace(STAGES["count"], compute=compute)})
+    end = talk[0].recv()
+    assert isinstance(end.error, DiskFullError) and str(run.path) in str(end.error)
 
 
 @pytest.mark.parametrize("save", [True, False])

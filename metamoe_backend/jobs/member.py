@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metamoe_backend.errors import MetaMoEError, StopRequested, UserError
+from metamoe_backend.jobs.durable import room_needed
 from metamoe_backend.jobs.run_folder import RunFolder
 from metamoe_backend.jobs.team import End, Report
 from metamoe_backend.jobs.worker import compute
@@ -31,7 +32,7 @@ JOIN_S = 300.0
 WORK = timedelta(days=1)
 """How long one may wait for another within a step: the first one evaluates and saves meanwhile."""
 _ENDED = "metamoe/ended"
-"""Key of the store in which the first process says that it has ended and nobody has failed."""
+"""Key of the store in which the first process says that it has ended: what the others meet then is no failure."""
 
 
 class SilentContext:
@@ -85,7 +86,8 @@ def lead(run: RunFolder, kind: str, address: str, stages: Mapping[str, Stage]) -
     store = _join()
     error: MetaMoEError | None = None
     try:
-        compute(run, stages, kind, SpeakingContext(run, worker))
+        with room_needed(run.path):
+            compute(run, stages, kind, SpeakingContext(run, worker))
     except MetaMoEError as raised:
         error = raised
     store.set(_ENDED, "yes")

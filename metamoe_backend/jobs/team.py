@@ -73,6 +73,7 @@ def work_together(run: RunFolder, processes: int, nodes: int, device: str | None
 def describe_launch(processes: int, nodes: int, host: str = "HOST", port: str = "PORT") -> str:
     """The line of a shell by which each node starts its processes. HOST and PORT, where they meet, are known there."""
     rank = '"$SLURM_NODEID"' if nodes > 1 else "0"
+    # --multi_gpu is accelerate's word for torch's launcher, which starts processes on a CPU, too.
     return (
         f"accelerate launch --multi_gpu --num_machines {nodes} --num_processes {processes} --machine_rank {rank} "
         f"--main_process_ip {host} --main_process_port {port} --same_network --rdzv_backend static "
