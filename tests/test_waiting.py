@@ -27,6 +27,7 @@ from metamoe_backend.jobs.supervisor import (
 from metamoe_backend.jobs.waiting import Wait, find_obstacle, find_waits
 from metamoe_backend.launch import launch
 from metamoe_backend.store.connection import THE_QUEUE, Store
+from metamoe_backend.verbs import common
 from metamoe_backend.workspace import Workspace
 from tests.conftest import insert_questions, insert_rows
 from tests.fake_jobs import STAGES, find_processes, wait_for
@@ -130,6 +131,18 @@ def test_a_waiting_run_is_cancelled_at_once_and_does_not_hold_others_up(queue: W
     (tmp_path / "go").touch()
     wait_until(third, "finished")
     assert second.read_state().state == "cancelled"
+
+
+def test_a_command_says_what_it_waits_for(queue: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = submit_count(queue, until=str(tmp_path / "go"))
+    second = submit_follow(queue, first)
+    wait_for(lambda: first.read_state().done == 3)
+    command = threading.Thread(target=common.wait_for, args=(second,))
+    command.start()
+    assert wait_for(lambda: capsys.readouterr().err) == "follow second: waits for count first (running)\n"
+    (tmp_path / "go").touch()
+    command.join()
+    assert second.read_state().state == "finished"
 
 
 def test_rows_that_cannot_be_read_fail_the_run_with_the_reason(queue: Workspace) -> None:

@@ -4,14 +4,15 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from metamoe_backend.errors import BusyError, ConfigError, InputError, MetaMoEError, NotFoundError
-from metamoe_backend.jobs.run_folder import RunFolder, list_shards, match_runs
+from metamoe_backend.jobs.run_folder import RunFolder, RunStatus, list_shards, match_runs
 from metamoe_backend.jobs.supervisor import poll
+from metamoe_backend.jobs.waiting import find_obstacle
 from metamoe_backend.launch import launch
 from metamoe_backend.store.connection import Store
 from metamoe_backend.workspace import Workspace, find_workspace
@@ -106,7 +107,7 @@ def count_reused(run: RunFolder) -> int:
 
 
 def wait_for(run: RunFolder) -> None:
-    """Wait until a run and its other shards have ended, showing how far they are.
+    """Wait until a run and its other shards have ended, showing how far they are, or what the run waits for.
 
     Raises `MetaMoEError` with the reason when one failed. The workspace is not held meanwhile: the workers do not need
     the database, and a person may want it.
@@ -117,20 +118,33 @@ def wait_for(run: RunFolder) -> None:
         active = [status for status in statuses if status.state in ("queued", "running")]
         if not active:
             break
+        there: list[RunStatus] = []
         if any(status.state == "queued" or status.job is not None for status in active):
-            poll(run.workspace)  # starts a supervisor where the last one was killed; asks Slurm
-        done = f"{sum(status.done for status in statuses)}/{sum(status.total for status in statuses)}"
-        if done not in (shown, "0/0"):
-            shown = done
+            there = poll(run.workspace)  # starts a supervisor where the last one was killed; asks Slurm
+        if statuses[0].prepared:
+            news = f"{sum(status.done for status in statuses)}/{sum(status.total for status in statuses)}"
+        else:
+            news = describe_wait(statuses[0], {status.run_id: status for status in there})
+        if news not in (shown, "0/0"):
+            shown = news
             left_s = [status.eta_s for status in active if status.eta_s is not None]
             eta = f", {max(left_s):.0f} s left" if left_s and len(left_s) == len(active) else ""
             shards = f", {len(active)} of {len(runs)} shards not done" if len(runs) > 1 else ""
-            say(f"{run.read_spec().stage} {run.read_spec().name}: {done}{eta}{shards}")
+            say(f"{run.read_spec().stage} {run.read_spec().name}: {news}{eta}{shards}")
         time.sleep(1.0)
     failed = [status for status in statuses if status.state == "failed"]
     if failed:
         others = f" {len(failed)} of {len(runs)} shards failed; `jobs resume RUN` lets one go on." if runs[1:] else ""
         raise MetaMoEError(f"Run {failed[0].run_id} failed: {failed[0].error}{others}")
+
+
+def describe_wait(status: RunStatus, by_id: Mapping[str, RunStatus]) -> str:
+    """What a run that waits for others waits for, in a few words. `by_id`: all runs."""
+    obstacle = find_obstacle(status, by_id)
+    if obstacle is None:
+        return "waits for its rows"
+    run_id, other = obstacle
+    return f"waits for {run_id} (gone)" if other is None else f"waits for {other.stage} {other.name} ({other.state})"
 
 
 def queue(store: Store, stage: str, values: Result, options: argparse.Namespace) -> RunFolder:

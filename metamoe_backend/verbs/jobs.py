@@ -12,10 +12,9 @@ from metamoe_backend.errors import ConfigError, MetaMoEError, NotFoundError
 from metamoe_backend.jobs.command_line import command_line
 from metamoe_backend.jobs.run_folder import RunFolder, RunStatus, match_runs
 from metamoe_backend.jobs.supervisor import cancel, move_in_queue, poll, request_stop, resume, retry
-from metamoe_backend.jobs.waiting import find_obstacle
 from metamoe_backend.launch import launch
 from metamoe_backend.pipeline import STAGES
-from metamoe_backend.verbs.common import Result, open_store, print_table, require_workspace, say
+from metamoe_backend.verbs.common import Result, describe_wait, open_store, print_table, require_workspace, say
 from metamoe_backend.workspace import Workspace
 
 _NAMES = {"task": "task", "map": "map_id", "labelling": "labelling", "adapter": "adapter", "system": "system"}
@@ -66,7 +65,7 @@ def _describe(status: RunStatus, by_id: Mapping[str, RunStatus]) -> dict[str, st
     if status.stopping:
         state = {"stop": "stopping", "cancel": "cancelling"}[status.stopping]
     if status.state == "queued" and not status.prepared:
-        state = _say_what_it_waits_for(status, by_id)
+        state = describe_wait(status, by_id)
     return {
         "run": status.run_id,
         "state": state,
@@ -77,14 +76,6 @@ def _describe(status: RunStatus, by_id: Mapping[str, RunStatus]) -> dict[str, st
         "left": _duration(status.eta_s) if status.state == "running" else "-",
         "by": status.by or "?",
     }
-
-
-def _say_what_it_waits_for(status: RunStatus, by_id: Mapping[str, RunStatus]) -> str:
-    obstacle = find_obstacle(status, by_id)
-    if obstacle is None:
-        return "waits for its rows"
-    run_id, other = obstacle
-    return f"waits for {run_id} (gone)" if other is None else f"waits for {other.stage} {other.name} ({other.state})"
 
 
 def _duration(seconds: float | None) -> str:
