@@ -5,6 +5,8 @@ It stands once, before the examples, and goes with each question in its metadata
 
 import re
 
+from metamoe_backend.evaluate.prompts import BBH
+
 _ORDER = "A logical deduction task which requires deducing the order of a sequence of objects."
 _SWAPS = (
     "A task requiring determining the final positions of a set of objects given their initial positions and a "
@@ -126,7 +128,7 @@ def make_mmlu_opening(subject: str) -> str:
 def find_opening(benchmark: str, task: str) -> str | None:
     """That of the part of BBH or CMMLU whose name the task's is or ends with (bbh_word_sorting); None where there is
     none, as for other benchmarks."""
-    if benchmark == "BBH":
+    if benchmark == BBH:
         return _find_part(_BBH, task)
     subject = _find_part(_CMMLU, task) if benchmark == "CMMLU" else None
     return f"以下是关于{subject}的单项选择题，请直接给出正确答案的选项。" if subject else None
