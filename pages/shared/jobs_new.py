@@ -140,21 +140,15 @@ def _find_choices() -> dict[str, Any]:
     found["systems"] = [*found["systems"], *coming["expert"], *coming["mixed"], *coming["moe"]]
     names = found["systems"] + found["experts"]
     found["words"] = {name: name for name in names} | {
-        name: _("{name} (in training)").format(name=name) for names in coming.values() for name in names
+        name: _("{name} (in training)").format(name=name) for made in coming.values() for name in made
     }
     return found
 
 
 def _list_coming(active: Sequence[RunStatus], kind: str, there: Sequence[str]) -> list[str]:
     """Names of the systems of a kind that runs under way are making."""
-    run_folders = {
-        each.run_id: find_run(get_workspace(), each.run_id) for each in active if each.stage in ("train", "moe")
-    }
-    made = [
-        each.name
-        for each in active
-        if each.run_id in run_folders and kind_of_run(each.stage, run_folders[each.run_id].read_spec().config) == kind
-    ]
+    specs = [find_run(get_workspace(), each.run_id).read_spec() for each in active]
+    made = [spec.name for spec in specs if kind_of_run(spec.stage, spec.config) == kind]
     return [name for name in dict.fromkeys(made) if name not in there]
 
 
