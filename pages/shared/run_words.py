@@ -150,7 +150,7 @@ def _describe_wait(status: RunStatus, statuses: Sequence[RunStatus]) -> str:
     run_id, other = obstacle
     left = sum(each not in by_id or by_id[each].state != "finished" for each in status.after)
     if other is None:
-        sentence = _("It waits for {name}, which is gone: cancel it.").format(name=run_id)
+        sentence = _("It waits for {name}, which is gone: it will end by itself.").format(name=run_id)
     else:
         sentence = {
             "queued": _("It waits for {name}, which is queued."),
