@@ -42,7 +42,8 @@ def _accuracy_part(store: Store) -> list[str]:
             f"{100 * row.accuracy:.0f} ({100 * row.low:.0f} to {100 * row.high:.0f})" for row in accuracies.itertuples()
         ]
     )
-    systems = [name for name in fetch_systems(store)["system"] if name in set(predictions["system"])]
+    evaluated = set(predictions["system"])
+    systems = [name for name in fetch_systems(store)["system"] if name in evaluated]
     table = cells.pivot(index="task", columns="system", values="cell").reindex(columns=systems).fillna("–")
     n = accuracies.groupby("task")["n"].max()
     text = [

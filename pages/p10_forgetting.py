@@ -46,7 +46,7 @@ def render() -> None:
             page="jobs",
         )
         return
-    evaluated = [name for name in systems["system"] if name in set(predictions["system"])]
+    evaluated = systems.loc[systems["system"].isin(predictions["system"]), "system"].tolist()
     render_answer(predictions, systems, adapters)
     canvas, inspector = canvas_and_inspector()
     with canvas:

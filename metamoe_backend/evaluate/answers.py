@@ -100,6 +100,16 @@ def compute_answer_table(
         require_systems(predictions, systems)
         predictions = predictions[predictions["system"].isin(list(systems))]
     require_one_regime(predictions)
+    order = list(dict.fromkeys(systems if systems is not None else predictions["system"]))
+    table = pivot_answers(predictions, value)[order].dropna()
+    return table.astype(bool) if value == "correct" else table
+
+
+def pivot_answers(predictions: pd.DataFrame, value: str = "correct") -> pd.DataFrame:
+    """`value` of each question (index: task, question_id) under each system (columns); NaN where it gave no answer.
+
+    Raises `ConfigError` where a system answered a question twice.
+    """
     again = predictions[predictions.duplicated(["system", "question_id"])]
     if not again.empty:
         first = again.iloc[0]
@@ -107,7 +117,6 @@ def compute_answer_table(
             f"System {first['system']!r} answered question {first['question_id']} more than once; "
             "choose one run (or the newest answers) before comparing."
         )
-    order = list(dict.fromkeys(systems if systems is not None else predictions["system"]))
-    table = predictions.pivot(index=["task", "question_id"], columns="system", values=value)[order].dropna()
+    table = predictions.pivot(index=["task", "question_id"], columns="system", values=value)
     table.columns.name = None
-    return table.astype(bool) if value == "correct" else table
+    return table

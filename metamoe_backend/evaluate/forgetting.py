@@ -13,7 +13,13 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from metamoe_backend.errors import ConfigError, NotFoundError
-from metamoe_backend.evaluate.answers import compute_answer_table, require_one_regime
+from metamoe_backend.evaluate.answers import (
+    compute_answer_table,
+    list_ways,
+    pivot_answers,
+    require_one_regime,
+    require_systems,
+)
 from metamoe_backend.evaluate.intervals import adjust_holm, compare_pair, compute_wilson_interval
 
 FORMULAS = {
@@ -76,7 +82,8 @@ def compute_sequence_accuracies(
     systems = [*sequence.steps, *others]
     for label, tasks in zip(sequence.labels, sequence.tasks, strict=True):
         part = predictions[predictions["task"].isin(tasks)]
-        missing = [name for name in systems if name not in set(part["system"])]
+        there = set(part["system"])
+        missing = [name for name in systems if name not in there]
         if missing:
             raise NotFoundError(f"System {missing[0]!r} was not evaluated on {', '.join(tasks)}; evaluate it first.")
         solved = compute_answer_table(part, systems)
@@ -144,18 +151,28 @@ def compare_systems(
     gained, lost (questions only the one or only the other solved), p (exact McNemar), shown, regimes (ways of scoring
     pooled in the group).
     """
-    rows = []
     if group not in predictions:
         raise ConfigError(f"The predictions have no column {group!r} to group by.")
+    names = list(dict.fromkeys(name for pair in pairs for name in pair))
+    require_systems(predictions, names)
+    predictions = predictions[predictions["system"].isin(names)]
+    if list_ways(predictions):  # of systems that no pair brings together, perhaps
+        for pair in pairs:
+            require_one_regime(predictions[predictions["system"].isin(pair)])
     kinds = predictions.drop_duplicates("question_id").set_index("question_id")[list({group, "regime"})]
+    answers = pivot_answers(predictions)
+    kinds = kinds.loc[answers.index.get_level_values("question_id")]
+    solved = {name: answers[name].to_numpy(dtype=float) for name in names}  # 1, 0, or NaN: not answered
+    rows, groups = [], _positions(kinds[group])
     for system, reference in pairs:
-        solved = compute_answer_table(predictions, [system, reference])
-        about = kinds.loc[solved.index.get_level_values("question_id")]
-        for value, positions in _positions(about[group]).items():
-            pair = solved.iloc[positions]
-            regimes = ", ".join(sorted(about["regime"].iloc[positions].unique()))
+        paired = ~np.isnan(solved[system] + solved[reference])
+        for value, positions in groups.items():
+            kept = positions[paired[positions]]
+            if not len(kept):
+                continue
+            regimes = ", ".join(sorted(kinds["regime"].iloc[kept].unique()))
             about_pair = {"system": system, "reference": reference, group: value, "regimes": regimes}
-            rows.append(about_pair | compare_pair(pair[system].to_numpy(), pair[reference].to_numpy(), seed))
+            rows.append(about_pair | compare_pair(solved[system][kept] == 1, solved[reference][kept] == 1, seed))
     columns = ["n", "accuracy", "reference_accuracy", "difference", "low", "high", "gained", "lost", "p", "shown"]
     return pd.DataFrame(rows, columns=["system", "reference", group, *columns, "regimes"])
 

@@ -85,9 +85,9 @@ def compute_mcnemar_p(only_first: int, only_second: int) -> float:
     discordant = only_first + only_second
     if discordant == 0:
         return 1.0
-    from scipy.stats import binom
+    from scipy.special import bdtr  # the binomial distribution function; scipy.stats takes a second to import
 
-    return min(1.0, 2.0 * float(binom.cdf(min(only_first, only_second), discordant, 0.5)))
+    return min(1.0, 2.0 * float(bdtr(min(only_first, only_second), discordant, 0.5)))
 
 
 def adjust_holm(p_values: ArrayLike) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ Runs go through the ordinary queue, so they outlive whoever started them; a stud
 looks at it (the verb, or the page while it is open) lets it go on.
 """
 
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from metamoe_backend.errors import ConflictError, UserError
@@ -22,21 +23,25 @@ STAGES_OF_STUDIES = ("select", "select-data", "embed", "train", "moe", "evaluate
 
 def look_at(store: "Store", study: Study) -> Look:
     """How the study stands, the results of runs that have ended taken in."""
-    from metamoe_backend.store.expert_selections import fetch_candidate_pairs, fetch_candidate_shots
     from metamoe_backend.store.experts import fetch_systems
     from metamoe_backend.store.ingestion import ingest_finished_runs
     from metamoe_backend.store.runs import fetch_runs
 
-    def read_selection(run_id: str) -> Selection:
-        return Selection(fetch_candidate_shots(store, run_id), fetch_candidate_pairs(store, run_id))
-
     ingest_finished_runs(store)
     runs = fetch_runs(store, STAGES_OF_STUDIES)
     facts = fetch_facts(store, study.config)
-    steps, made, matched = follow(study.config, facts, runs, fetch_systems(store), read_selection)
+    steps, made, matched = follow(study.config, facts, runs, fetch_systems(store), partial(_read_selection, store))
     active = {str(run["run_id"]) for run in matched.values() if run["state"] == "running"}
     remaining = {run_id: find_run(store.workspace, run_id).read_state().eta_s for run_id in sorted(active)}
     return Look(describe_steps(steps, matched, study.config.base, runs, remaining), made)
+
+
+@lru_cache(maxsize=128)
+def _read_selection(store: "Store", run_id: str) -> Selection:
+    """Of a finished run, whose rows never change."""
+    from metamoe_backend.store.expert_selections import fetch_candidate_pairs, fetch_candidate_shots
+
+    return Selection(fetch_candidate_shots(store, run_id), fetch_candidate_pairs(store, run_id))
 
 
 def advance(store: "Store", study: Study, by: str, again: bool = False) -> Look:

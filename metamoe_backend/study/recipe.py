@@ -20,6 +20,7 @@ is none.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import pandas as pd
@@ -55,9 +56,9 @@ class Facts:
     """Of the bank: rank, alpha, targets, trained_on (empty: unknown)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Selection:
-    """What a selection of experts measured: rows.CandidateShot and rows.CandidatePair."""
+    """What a selection of experts measured: rows.CandidateShot and rows.CandidatePair. Equal to itself alone."""
 
     shots: pd.DataFrame
     pairs: pd.DataFrame
@@ -180,13 +181,20 @@ def list_variants(config: StudyConfig) -> list[Variant]:
 
 def choose_for(selection: Selection, config: StudyConfig, variant: Variant) -> list[str]:
     """The experts that a variant joins, in gate order (by name: the same set is the same mixture)."""
-    ranking = rank_candidates(measure_candidates(selection.shots, variant.k))
-    if variant.criterion is not None:
-        alone = choose_by_one_criterion(ranking, selection.pairs, variant.experts).set_index("criterion")["experts"]
-        return sorted(alone[variant.criterion])
-    return sorted(choose_experts(ranking, selection.pairs, config.shortlist, variant.experts))
+    return list(_choose(selection, config.shortlist, variant.k, variant.experts, variant.criterion))
 
 
+# Kept, both: a study is looked at every few seconds while it goes on, and its steps are listed again with each result.
+@lru_cache(maxsize=1024)
+def _choose(selection: Selection, shortlist: int, k: int, experts: int, criterion: str | None) -> tuple[str, ...]:
+    ranking = rank_candidates(measure_candidates(selection.shots, k))
+    if criterion is not None:
+        alone = choose_by_one_criterion(ranking, selection.pairs, experts).set_index("criterion")["experts"]
+        return tuple(sorted(alone[criterion]))
+    return tuple(sorted(choose_experts(ranking, selection.pairs, shortlist, experts)))
+
+
+@lru_cache(maxsize=128)
 def find_best(selection: Selection) -> str:
     """The best expert by the K shots: least sum of the ranks by accuracy and by perplexity."""
     return str(rank_candidates(measure_candidates(selection.shots))["adapter"].iloc[0])

@@ -84,7 +84,8 @@ def _require_predictions(store: Store, systems: Sequence[str], options: argparse
             say(f"{options.metric} does not measure {', '.join(other)}: left out.")
     if predictions.empty:
         raise NotFoundError("Nothing has been evaluated here yet; run `evaluate --system SYSTEM --task TASK`.")
-    missing = [name for name in systems if name not in set(predictions["system"])]
+    there = set(predictions["system"])
+    missing = [name for name in systems if name not in there]
     if missing:
         raise NotFoundError(f"System {missing[0]!r} has not been evaluated here yet; run `evaluate` on it first.")
     for row in find_cut(predictions).itertuples():
@@ -113,7 +114,7 @@ def run_outcomes(options: argparse.Namespace) -> Result:
         predictions = _require_predictions(store, experts, options)
         kinds = fetch_systems(store).set_index("system")["kind"]
         routing = fetch_routing(store)
-    evaluated = [name for name in kinds.index if name in set(predictions["system"])]
+    evaluated = kinds.index[kinds.index.isin(predictions["system"])].tolist()
     experts = experts or [name for name in evaluated if kinds[name] == "expert"]
     mixtures = [name for name in evaluated if kinds[name] == "moe"]
     others = [name for name in evaluated if name not in experts]

@@ -55,7 +55,8 @@ def render_likeness(adapters: pd.DataFrame) -> None:
         if of == "weights" and st.button(_("Compare adapters"), key="experts_compare", disabled=len(chosen) < 2):
             st.session_state[_COMPARED] = True
     predictions = _load_predictions(get_store())
-    answered = [name for name in chosen if name in set(predictions["system"])]
+    evaluated = set(predictions["system"])
+    answered = [name for name in chosen if name in evaluated]
     if of == "weights":
         _render_weights(adapters, chosen, predictions)
     else:

@@ -75,7 +75,8 @@ def _render_chosen_sequence(predictions: pd.DataFrame, systems: pd.DataFrame) ->
                 "For systems trained one after the other, each from the one before. Step i learned task i: choose as many steps as tasks, in order."
             )
         )
-        evaluated = [name for name in systems["system"] if name in set(predictions["system"]) and name != "base"]
+        there = set(predictions["system"]) - {"base"}
+        evaluated = [name for name in systems["system"] if name in there]
         steps = st.multiselect(_("Steps, in order"), evaluated, key="forgetting_steps", placeholder=_("choose steps"))
         tasks = st.multiselect(
             _("Tasks, in order"),

@@ -45,10 +45,11 @@ def _compare(predictions: pd.DataFrame, pairs: list[tuple[str, str]]) -> pd.Data
 
 def render_answer(predictions: pd.DataFrame, systems: pd.DataFrame, adapters: pd.DataFrame) -> None:
     """The sentence: the expert that lost most elsewhere, what it gained, and how the mixture fares."""
-    own = find_own_tasks(systems, adapters, set(predictions["system"]))
+    evaluated = set(predictions["system"])
+    own = find_own_tasks(systems, adapters, evaluated)
     sentences = _say_what_was_lost(_own_and_other(predictions, own)) if own else []
-    mixtures = [name for name in systems.loc[systems["kind"] == "moe", "system"] if name in set(predictions["system"])]
-    baselines = [name for name in find_baselines(systems) if name in set(predictions["system"])]
+    mixtures = [name for name in systems.loc[systems["kind"] == "moe", "system"] if name in evaluated]
+    baselines = [name for name in find_baselines(systems) if name in evaluated]
     if mixtures and baselines:
         row = _compare(predictions, [(mixtures[0], baselines[0])]).iloc[0]
         sentences.append(
