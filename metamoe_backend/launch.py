@@ -12,6 +12,7 @@ from metamoe_backend.errors import ConfigError, ConflictError, NotFoundError, Us
 from metamoe_backend.jobs.context import RunContext
 from metamoe_backend.jobs.profile import read_profile
 from metamoe_backend.jobs.run_folder import RunFolder, RunStatus, create_run, create_shards, find_run, list_runs
+from metamoe_backend.jobs.slurm import choose_device
 from metamoe_backend.jobs.supervisor import submit, submit_shards
 from metamoe_backend.pipeline import STAGES
 from metamoe_backend.store.connection import Store
@@ -62,7 +63,8 @@ def launch(
     if profile is not None:
         read_profile(store.workspace, profile)  # before anything is prepared
     waits_for = _find_unfinished(store.workspace, after)
-    runs = _create(store, stage, with_absolute_path(values, "source"), by, can_wait=True, after=waits_for)
+    values = with_absolute_path(values, "source")
+    runs = _create(store, stage, values, by, can_wait=True, after=waits_for, profile=profile)
     if len(runs) == 1:
         submit(store.workspace, runs[0], profile)
     else:
@@ -71,7 +73,13 @@ def launch(
 
 
 def _create(
-    store: Store, stage: str, values: dict[str, Any], by: str, can_wait: bool = False, after: Sequence[str] = ()
+    store: Store,
+    stage: str,
+    values: dict[str, Any],
+    by: str,
+    can_wait: bool = False,
+    after: Sequence[str] = (),
+    profile: str | None = None,
 ) -> list[RunFolder]:
     """The runs of a stage; where it can wait, it may be cut into shards, too."""
     if stage not in STAGES:
@@ -84,6 +92,8 @@ def _create(
     after = list(dict.fromkeys([*after, *makers]))
     if after:
         _check_what_waits(store, config, shards)
+        if profile is not None:
+            choose_device(settings, read_profile(store.workspace, profile), profile)  # not in the morning
         return [create_run(store.workspace, stage, name, settings, by, None, after=after)]
     try:
         inputs = STAGES[stage].prepare(store, config)

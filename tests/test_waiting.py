@@ -320,6 +320,18 @@ def test_what_nobody_makes_is_said_and_no_run_is_left(store: Store) -> None:
 
 
 @pytest.mark.usefixtures("quiet")
+def test_a_profile_too_small_for_a_waiting_run_is_said_at_once(store: Store) -> None:
+    insert_questions(store, 4)
+    store.workspace.profiles.mkdir()
+    (store.workspace.profiles / "small.toml").write_text("gpus = 1")
+    launch_training(store, "arith")
+    values = {"name": "moe", "tasks": ["toy"], "mode": "token", "top_k": 1, "base": "a/base", "experts": ["arith"]}
+    with pytest.raises(ConfigError, match="Profile small has 1 GPUs, but the run wants 2"):
+        launch(store, "moe", values | {"device": "cuda", "processes": 2}, "ana", "small")
+    assert "moe" not in [run.read_spec().stage for run in list_runs(store.workspace)]
+
+
+@pytest.mark.usefixtures("quiet")
 def test_a_run_waits_for_the_runs_a_person_names(store: Store) -> None:
     insert_questions(store, 4)
     training = launch_training(store, "arith")
