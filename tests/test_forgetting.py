@@ -68,6 +68,30 @@ def test_the_order_of_questions_and_systems_changes_no_number(order):
         pd.testing.assert_frame_equal(*frames)
 
 
+@settings(max_examples=25)
+@given(st.lists(st.booleans(), min_size=len(PREDICTIONS), max_size=len(PREDICTIONS)))
+def test_each_pair_is_compared_on_what_both_answered_whoever_else_is_there(kept):
+    answered = PREDICTIONS[np.array(kept) | PREDICTIONS["question_id"].eq("q000")]
+    pairs = [("arith", "base"), ("moe", "mixed"), ("moe", "base"), ("base", "base")]
+    together = forgetting.compare_systems(answered, pairs)
+    alone = [forgetting.compare_systems(answered[answered["system"].isin(pair)], [pair]) for pair in pairs]
+    pd.testing.assert_frame_equal(together, pd.concat(alone, ignore_index=True))
+    for row in together.itertuples():
+        of = answered[answered["task"] == row.task].pivot(index="question_id", columns="system", values="correct")
+        both = of[list({row.system, row.reference})].dropna().astype(bool)
+        assert (row.n, row.accuracy) == (len(both), pytest.approx(both[row.system].mean()))
+        assert row.lost == (both[row.reference] & ~both[row.system]).sum()
+
+
+def test_other_systems_may_have_been_scored_in_another_way():
+    other = PREDICTIONS.assign(regime=PREDICTIONS["system"].map({"moe": "choices", "mixed": "choices"}).fillna("exact"))
+    pairs = [("arith", "base"), ("moe", "mixed")]
+    pd.testing.assert_frame_equal(
+        forgetting.compare_systems(other, pairs).drop(columns="regimes"),
+        forgetting.compare_systems(PREDICTIONS, pairs).drop(columns="regimes"),
+    )
+
+
 def test_own_tasks_are_kept_apart_from_the_others():
     parts = forgetting.compute_own_and_other(PREDICTIONS, {"arith": ["sum"]}).set_index("part")
     assert parts.loc["own", "difference"] == pytest.approx(0.8)
