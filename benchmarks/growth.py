@@ -1,14 +1,15 @@
 """How each stage grows: CPU seconds and memory against questions, activation rows, experts and runs.
 
 CPU seconds of one process of one thread, one call each (activation reads: the median of three). `questions/N/…`: the
-stages on N drawn questions, vectors of 384 dimensions in 60 groups; meta-questions, suggestions, map and clusters
-end at --map-up-to. `embed_s` ends at 1,000, since each question costs the same. `select_data_s`: N rows of a pool for a
-task with 50 shots and 2,000 held-out questions, their vectors at hand.
+stages on N drawn questions, vectors of 384 dimensions in 60 groups; map and clusters end at --map-up-to, meta-questions
+and suggestions at --suggest-up-to. `embed_s` ends at 1,000, since each question costs the same. `select_data_s`: N rows
+of a pool for a task with 50 shots and 2,000 held-out questions, their vectors at hand.
 `activations/N/…`: N rows. `experts/E/forward_vs_bare`: a pass over 1 x 128 tokens of SmolLM2-135M with E experts of
 rank 8 on the MLP, top-2, against the bare model. `runs/N/…`: the queue with N runs. `…_mb`: peak memory of the process.
 `growth/…`: the exponent between the two largest sizes (1: in proportion, 2: with the square).
 """
 
+import argparse
 import json
 import math
 import multiprocessing
@@ -67,7 +68,7 @@ def cpu_seconds(call: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def measure_questions(n: int, with_map: int) -> Iterator[tuple[str, list[float]]]:
+def measure_questions(n: int, with_map: int, with_suggestions: int) -> Iterator[tuple[str, list[float]]]:
     """From a file of n questions to suggestions."""
     prompts, vectors = draw_prompts(n), draw_vectors(n)
     yield "select_data_s", [cpu_seconds(lambda: select_data(prompts, vectors))]
@@ -86,9 +87,10 @@ def measure_questions(n: int, with_map: int) -> Iterator[tuple[str, list[float]]
             yield "take_in_vectors_s", [cpu_seconds(lambda: emit_vectors(store, ids, vectors))]
             label_some(store, ids)
             yield "next_s", [cpu_seconds(lambda: ask_next(store))]
-            if n <= with_map:
+            if n <= with_suggestions:
                 yield "meta_questions_s", [cpu_seconds(lambda: run_now(store, "meta-questions", {}, "growth"))]
                 yield "suggest_s", [cpu_seconds(lambda: run_now(store, "suggest", {}, "growth"))]
+            if n <= with_map:
                 warm_up()
                 yield "cluster_s", [cpu_seconds(lambda: run_now(store, "cluster", {}, "growth"))]
             some = ids[: n // 2].tolist()
@@ -212,13 +214,19 @@ def measure_runs(n: int) -> Iterator[tuple[str, list[float]]]:
         yield "poll_again_s", [cpu_seconds(lambda: poll(workspace, seen)) for _ in range(3)]
 
 
-MEASURES = {"activations": measure_activations, "experts": measure_experts, "runs": measure_runs}
+MEASURES: dict[str, Callable[..., Iterator[tuple[str, list[float]]]]] = {
+    "questions": measure_questions,
+    "activations": measure_activations,
+    "experts": measure_experts,
+    "runs": measure_runs,
+}
 
 
-def measure(what: str, size: int, with_map: int) -> Figures:
+def measure(what: str, size: int, options: argparse.Namespace) -> Figures:
     """The figures of one size, each said as soon as it is there; one list a figure."""
     figures = {}
-    for name, values in measure_questions(size, with_map) if what == "questions" else MEASURES[what](size):
+    own = [options.map_up_to, options.suggest_up_to] if what == "questions" else []
+    for name, values in MEASURES[what](size, *own):
         figures[name] = values
         print(f"{what}/{size:,}/{name}: {statistics.median(values):.3f}", flush=True)
     return figures
@@ -239,7 +247,10 @@ def main() -> None:
     """Each size in a process of its own, so that memory is that size's."""
     parser = make_parser(__doc__ or "")
     parser.add_argument("--only", choices=list(SIZES), action="append", help="only this; may be given again")
-    parser.add_argument("--map-up-to", type=int, default=WITH_MAP, metavar="N", help="more get no map or suggestions")
+    parser.add_argument("--map-up-to", type=int, default=WITH_MAP, metavar="N", help="more get no map")
+    parser.add_argument(
+        "--suggest-up-to", type=int, default=WITH_MAP, metavar="N", help="more get no meta-questions or suggestions"
+    )
     parser.add_argument("--size", type=int, action="append", help="only this size; may be given again")
     options = parser.parse_args()
     values: dict[str, list[float]] = {}
@@ -247,7 +258,7 @@ def main() -> None:
         measured = {}
         for size in options.size or (QUICK if options.quick else SIZES)[what]:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                measured[size] = pool.apply(measure, [what, size, options.map_up_to])
+                measured[size] = pool.apply(measure, [what, size, options])
             values |= {f"{what}/{size}/{name}": found for name, found in measured[size].items()}
         values |= find_exponents(what, measured)
     figures = {
