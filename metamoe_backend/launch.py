@@ -1,8 +1,7 @@
 """Starting a stage: here and now, as a job of its own, or as a job that waits for others."""
 
-import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -88,10 +87,11 @@ def _create(
     config: StageConfig = parse_config(STAGES[stage].config, values)
     name, settings = run_name(stage, config), config.model_dump(mode="json")
     cut_inputs, shards = STAGES[stage].cut, getattr(config, "shards", 1)
-    makers = [status.run_id for status in find_makers(store, config)] if can_wait else []
-    after = list(dict.fromkeys([*after, *makers]))
+    coming = _find_coming(store, config, after) if can_wait else {}
+    after = list(dict.fromkeys([*after, *(status.run_id for makers in coming.values() for status in makers)]))
     if after:
         _check_what_waits(store, config, shards)
+        _require_named(store, config, [name for name, makers in coming.items() if not makers])
         if profile is not None:
             choose_device(settings, read_profile(store.workspace, profile), profile)  # not in the morning
         return [create_run(store.workspace, stage, name, settings, by, None, after=after)]
@@ -108,34 +108,55 @@ def _create(
 def find_makers(store: Store, config: StageConfig) -> list[RunStatus]:
     """The runs under way that make the systems (or the selection of data) that `config` names and nobody has made yet.
 
-    None where it names something that no run is making: what is missing is said then, not waited for.
+    A name that no run is making is not waited for: `launch` refuses it.
     """
-    from metamoe_backend.store.experts import fetch_systems
+    coming = _find_coming(store, config)
+    return list({status.run_id: status for makers in coming.values() for status in makers}.values())
 
-    named = _list_named(config)
-    missing = set(named).difference(fetch_systems(store)["system"], ["base"]) if named else set()
+
+def _find_coming(store: Store, config: StageConfig, after: Sequence[str] = ()) -> dict[str, list[RunStatus]]:
+    """The names in `config` of what nobody has made yet, each with the runs that make it: under way, or of `after`."""
+    from metamoe_backend.experts.bank import fetch_taken_names
+
+    taken = fetch_taken_names(store)
+    missing = [name for names in _list_named(config).values() for name in names if name not in taken]
     if not missing:
-        return []
-    statuses = [run.read_state() for run in list_runs(store.workspace)]
-    missing -= {status.run_id for status in statuses if status.state == "finished"}
-    coming = [status for status in statuses if status.state in ("queued", "running") and status.stage in _MAKERS]
-    makers = [status for status in coming if any(_makes(status, name) for name in missing)]
-    return makers if all(any(_makes(status, name) for status in makers) for name in missing) else []
+        return {}
+    runs = {run: run.read_state() for run in list_runs(store.workspace)}
+    finished = {run.run_id for run, status in runs.items() if status.state == "finished"}
+    made = {
+        run: _predict_names(run, status, taken)
+        for run, status in runs.items()
+        if status.state in ("queued", "running") or run.run_id in after
+    }
+    return {
+        name: [runs[run] for run, names in made.items() if name in names] for name in missing if name not in finished
+    }
 
 
-def _list_named(config: StageConfig) -> list[str]:
+def _list_named(config: StageConfig) -> dict[str, list[str]]:
+    """The names in each setting that names systems, or a selection of data."""
     if getattr(config, "from_scratch", False):
-        return []  # its experts are fresh ones
-    values = [getattr(config, field, None) for field in NAMING]
-    named = [each for value in values for each in (value if isinstance(value, list) else [value])]
-    return [name for name in dict.fromkeys(named) if isinstance(name, str)]
+        return {}  # its experts are fresh ones
+    values = {field: getattr(config, field, None) for field in NAMING}
+    listed = {field: value if isinstance(value, list) else [value] for field, value in values.items()}
+    return {field: [name for name in names if isinstance(name, str)] for field, names in listed.items()}
 
 
-def _makes(status: RunStatus, name: str) -> bool:
+def _predict_names(run: RunFolder, status: RunStatus, taken: Collection[str]) -> set[str]:
+    """What others will name when they use what a run makes."""
+    from metamoe_backend.experts.bank import find_free_name
+
     if status.stage == "select-data":
-        return status.run_id == name
-    step = status.stage == "sequence" and re.fullmatch(rf"{re.escape(status.name)}-\d+", name)
-    return status.name == name or bool(step)
+        return {status.run_id}
+    if status.stage not in _MAKERS:
+        return set()
+    target = run.read_input("target")
+    if target is not None:
+        return set(target["mixture" if status.stage == "moe" else "adapter"])
+    if status.stage == "sequence":
+        return {f"{status.name}-{number}" for number, _ in enumerate(run.read_spec().config["order"], 1)}
+    return {find_free_name(status.name, taken)}
 
 
 def _find_unfinished(workspace: Workspace, run_ids: Sequence[str]) -> list[str]:
@@ -161,6 +182,21 @@ def _check_what_waits(store: Store, config: StageConfig, shards: int) -> None:
         require_plan(store, plan)
     if tasks:
         require_tasks(store, tasks)
+
+
+def _require_named(store: Store, config: StageConfig, unmade: Sequence[str]) -> None:
+    """Raise `NotFoundError` for the first of the names that no run is making, in the words of what it names."""
+    from metamoe_backend.store.data_selections import require_data_selection
+    from metamoe_backend.store.experts import fetch_adapters, fetch_systems
+
+    for field, names in _list_named(config).items():
+        for name in (each for each in names if each in unmade):
+            if field == "data":
+                require_data_selection(store, name)
+            elif field in ("system", "systems"):
+                fetch_systems(store, [name])
+            else:
+                fetch_adapters(store, [name])
 
 
 def _name_what_is_made(workspace: Workspace, stage: str) -> str:

@@ -1,14 +1,17 @@
 """Runs that wait for others: when they start, what they read, and what becomes of them when the others do not finish."""
 
 import threading
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from metamoe_backend import waiting
-from metamoe_backend.errors import BusyError, ConfigError, ConflictError, NotFoundError, StorageError
+from metamoe_backend.config import EvaluateConfig
+from metamoe_backend.errors import BusyError, ConfigError, ConflictError, NotFoundError, StorageError, UnavailableError
 from metamoe_backend.jobs.alerts import AlertSettings, find_alerts
 from metamoe_backend.jobs.devices import Device
 from metamoe_backend.jobs.records import StateFile
@@ -25,10 +28,11 @@ from metamoe_backend.jobs.supervisor import (
     submit,
 )
 from metamoe_backend.jobs.waiting import Wait, find_obstacle, find_waits
-from metamoe_backend.launch import launch
+from metamoe_backend.launch import find_makers, launch
 from metamoe_backend.store.connection import THE_QUEUE, Store
 from metamoe_backend.verbs import common
 from metamoe_backend.workspace import Workspace
+from pages.shared.run_words import reason_text
 from tests.conftest import insert_questions, insert_rows
 from tests.fake_jobs import STAGES, find_processes, wait_for
 
@@ -245,6 +249,35 @@ def test_what_slurm_does_not_take_reads_as_failed(workspace: Workspace, monkeypa
     assert "gone" in (run.read_state().error or "")
 
 
+def test_a_waiting_run_is_offered_to_slurm_again_while_slurm_is_away(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metamoe_backend.jobs.supervisor._ensure_supervisor", lambda _: None)
+    monkeypatch.setattr("metamoe_backend.jobs.slurm.AWAY_S", 0.0)
+    away = [True]
+
+    def take(run: RunFolder, state: StateFile, _: object) -> None:
+        if away:
+            raise UnavailableError("Slurm does not answer.")
+        run.write_state(state.model_copy(update={"job": "7"}))
+
+    monkeypatch.setattr("metamoe_backend.jobs.slurm.submit", take)
+    supervisor = Supervisor(workspace, [Device("cpu", "CPU")], ("no", "worker"))
+    run = create_run(workspace, "follow", "second", {}, "ana", None)
+    submit(workspace, run, "gpu")
+    release(run, {})
+    assert supervisor.step()
+    status = run.read_state()
+    assert (status.state, status.job, status.waits_for) == ("queued", None, "Slurm does not answer.")
+    (alert,) = find_alerts([status], AlertSettings(), utc_now())
+    assert (alert.kind, alert.sentence) == ("queue-blocked", "Slurm does not answer.")
+    assert "Slurm does not answer." in (reason_text(status) or "")
+    away.clear()
+    assert supervisor.step()
+    status = run.read_state()
+    assert (status.state, status.job, status.place, status.waits_for) == ("queued", "7", None, None)
+
+
 # ---- how they stand -----------------------------------------------------------------------------------------------
 
 
@@ -276,6 +309,8 @@ def test_the_worst_of_several_counts_and_passes_on() -> None:
     by_id = {status.run_id: status for status in statuses}
     assert find_obstacle(by_id["4"], by_id) == ("2", by_id["2"])
     assert find_obstacle(by_id["6"], by_id) == ("gone", None)
+    both = make_status("7", "queued", ("3", "4"))
+    assert find_obstacle(both, by_id | {"7": both}) == ("4", by_id["4"]), "the one that waits for a failed one"
 
 
 # ---- launching ----------------------------------------------------------------------------------------------------
@@ -287,13 +322,18 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metamoe_backend.jobs.supervisor._ensure_supervisor", lambda _: None)
 
 
+def insert_system(store: Store, name: str) -> None:
+    system = {"system": name, "kind": "expert", "base": "a/base", "path": name, "experts": [], "settings": "{}"}
+    insert_rows(store, "train", system=pd.DataFrame([{**system, "sha256": "1", "created_at": utc_now()}]))
+
+
 def launch_training(store: Store, name: str) -> RunFolder:
     return launch(store, "train", {"name": name, "tasks": ["toy"], "base": "a/base"}, "ana")
 
 
-def launch_moe(store: Store, *experts: str, **values: Any) -> RunFolder:
+def launch_moe(store: Store, *experts: str, after: Sequence[str] = (), **values: Any) -> RunFolder:
     wanted = {"name": "moe", "tasks": ["toy"], "mode": "token", "top_k": 1, "base": "a/base", "experts": list(experts)}
-    return launch(store, "moe", wanted | values, "ana")
+    return launch(store, "moe", wanted | values, "ana", after=after)
 
 
 @pytest.mark.usefixtures("quiet")
@@ -311,12 +351,58 @@ def test_a_mixture_waits_for_its_experts_and_an_evaluation_for_the_mixture(store
 def test_what_nobody_makes_is_said_and_no_run_is_left(store: Store) -> None:
     insert_questions(store, 4)
     launch_training(store, "arith")
-    with pytest.raises(NotFoundError, match="Expert 'arith' does not exist"):
-        launch_moe(store, "arith", "wrods")
+    for after in ([], [insert_rows(store, "ingest")], [launch_training(store, "other").run_id]):
+        with pytest.raises(NotFoundError, match="Expert 'wrods' does not exist"):
+            launch_moe(store, "arith", "wrods", after=after)
+    with pytest.raises(NotFoundError, match="System 'mio' does not exist"):
+        launch(store, "evaluate", {"systems": ["arith", "mio"], "tasks": ["toy"]}, "ana")
+    with pytest.raises(NotFoundError, match="Data selection 'gone' does not exist"):
+        launch(store, "train", {"name": "words", "data": "gone", "start_from": "arith"}, "ana")
     launch_training(store, "words")
     with pytest.raises(NotFoundError, match="Task 'tyo' does not exist"):
         launch_moe(store, "arith", "words", tasks=["tyo"])
     assert [run.read_spec().stage for run in list_runs(store.workspace)].count("moe") == 0
+
+
+@pytest.mark.usefixtures("quiet")
+def test_names_that_another_run_makes_are_waited_for_whoever_is_refused(store: Store) -> None:
+    insert_questions(store, 4)
+    arith = launch_training(store, "arith")
+    config = EvaluateConfig(systems=["arith", "wrods"], tasks=["toy"])
+    assert [maker.run_id for maker in find_makers(store, config)] == [arith.run_id]
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_run_that_gets_another_name_is_found_by_that(store: Store) -> None:
+    insert_questions(store, 4)
+    insert_system(store, "arith")
+    second = launch_training(store, "arith")
+    evaluation = launch(store, "evaluate", {"systems": ["arith", "arith-2"], "tasks": ["toy"]}, "ana")
+    assert evaluation.read_spec().after == [second.run_id]
+    third = launch(store, "train", {"name": "arith", "tasks": ["toy"], "base": "a/base"}, "ana", after=[second.run_id])
+    again = launch(store, "evaluate", {"systems": ["arith-2"], "tasks": ["toy"]}, "ana")
+    assert sorted(again.read_spec().after) == [second.run_id, third.run_id], "its own name is not known yet"
+    with pytest.raises(NotFoundError, match="System 'arith-9' does not exist"):
+        launch(store, "evaluate", {"systems": ["arith-9"], "tasks": ["toy"]}, "ana")
+
+
+@pytest.mark.usefixtures("quiet")
+def test_the_steps_of_a_sequence_are_waited_for(store: Store) -> None:
+    insert_questions(store, 4)
+    insert_questions(store, 4, "other")
+    values = {"name": "path", "order": ["toy", "other"], "base": "a/base"}
+    first = launch(store, "sequence", values, "ana")
+    assert launch(store, "evaluate", {"systems": ["path-2"], "tasks": ["toy"]}, "ana").read_spec().after == [
+        first.run_id
+    ]
+    with pytest.raises(NotFoundError, match="System 'path-3' does not exist"):
+        launch(store, "evaluate", {"systems": ["path-3"], "tasks": ["toy"]}, "ana")
+    cancel(first)
+    training = launch_training(store, "arith")
+    later = launch(store, "sequence", values, "ana", after=[training.run_id])
+    assert launch(store, "evaluate", {"systems": ["path-2"], "tasks": ["toy"]}, "ana").read_spec().after == [
+        later.run_id
+    ]
 
 
 @pytest.mark.usefixtures("quiet")

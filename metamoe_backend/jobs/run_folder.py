@@ -96,7 +96,7 @@ class RunStatus:
     job: str | None = None
     """Slurm's number for it."""
     waits_for: str | None = None
-    """Slurm's word for why its job has not started."""
+    """Slurm's word for why its job has not started, or the sentence why it has not taken a run that waited."""
     lost: bool = False
     """Its process is gone, and nobody has written that into state.json yet."""
     responding: bool = True
@@ -204,16 +204,12 @@ class RunFolder:
 
     def read_inputs(self) -> "dict[str, pd.DataFrame]":
         """What `prepare` read, by name; raises `StorageError` naming a damaged file."""
-        import pandas as pd
-        import pyarrow as pa
+        return {path.stem: _read_parquet(path) for path in sorted(self.inputs.glob("*.parquet"))}
 
-        inputs = {}
-        for path in sorted(self.inputs.glob("*.parquet")):
-            try:
-                inputs[path.stem] = pd.read_parquet(path)
-            except (pa.ArrowException, OSError) as error:
-                raise StorageError(f"{path} is damaged ({error}); start the run anew.") from None
-        return inputs
+    def read_input(self, name: str) -> "pd.DataFrame | None":
+        """One of these alone; None where it is not there (yet). Raises `StorageError` for a damaged file."""
+        path = self.inputs / f"{name}.parquet"
+        return _read_parquet(path) if path.is_file() else None
 
     def write_inputs(self, inputs: "Mapping[str, pd.DataFrame]") -> None:
         """Keep what `prepare` read, all of it or nothing. Hold `queue_lock` unless nobody knows of the run yet."""
@@ -619,6 +615,16 @@ def _read(model: type[M], path: Path) -> M | None:
         return model.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
+
+
+def _read_parquet(path: Path) -> "pd.DataFrame":
+    import pandas as pd
+    import pyarrow as pa
+
+    try:
+        return pd.read_parquet(path)
+    except (pa.ArrowException, OSError) as error:
+        raise StorageError(f"{path} is damaged ({error}); start the run anew.") from None
 
 
 def _write_parquet(frame: "pd.DataFrame", file: BinaryIO) -> None:
