@@ -270,7 +270,7 @@ def test_a_waiting_run_is_offered_to_slurm_again_while_slurm_is_away(
     status = run.read_state()
     assert (status.state, status.job, status.waits_for) == ("queued", None, "Slurm does not answer.")
     (alert,) = find_alerts([status], AlertSettings(), utc_now())
-    assert (alert.kind, alert.sentence) == ("queue-blocked", "Slurm does not answer.")
+    assert (alert.alert, alert.sentence) == ("queue-blocked", "Slurm does not answer.")
     assert "Slurm does not answer." in (reason_text(status) or "")
     away.clear()
     assert supervisor.step()

@@ -94,6 +94,8 @@ def find_alerts(statuses: Sequence[RunStatus], settings: AlertSettings, now: dat
         elif status.state == "queued" and status.job and (status.waits_for or "").startswith(_HELD_BACK):
             sentence = _("Slurm holds its job back ({reason}): mend the profile, or ask who runs the cluster.")
             told.append((status, "queue-blocked", sentence.format(reason=status.waits_for)))
+        elif status.state == "queued" and status.profile and not status.job and status.waits_for:
+            told.append((status, "queue-blocked", status.waits_for))
     told += [(status, "queue-blocked", sentence) for status, sentence in _find_stuck(statuses)]
     blocked = _find_blocked(statuses, quiet, settings)
     if blocked is not None:

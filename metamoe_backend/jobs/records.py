@@ -63,7 +63,7 @@ class StateFile(BaseModel):
     failure: str | None = None
     """Of which kind the error is: the name of its class; None where the worker could not say."""
     waits_for: str | None = None
-    """Slurm's word for why its job has not started: Priority, Resources …"""
+    """Slurm's word for why its job has not started (Priority, Resources …), or why it refused a run that waited."""
     exit_code: int | None = None
 
 

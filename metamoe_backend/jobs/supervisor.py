@@ -61,6 +61,8 @@ POLL_S = 0.5
 IDLE_S = 3.0
 CANCEL_GRACE_S = 10.0
 """A cancelled worker that has not ended by itself after this long is killed."""
+LOOK_EVERY_S = 2.0
+"""Runs that wait are compared with all others so often."""
 ROWS_EVERY_S = 5.0
 """Rows of runs that waited are asked for again after so long: the database may have been busy."""
 _PROJECT = Path(__file__).resolve().parents[2]
@@ -139,6 +141,8 @@ def submit_shards(workspace: Workspace, runs: Sequence[RunFolder], profile: str 
             for run in runs:
                 shutil.rmtree(run.path)
             raise
+        if _sends_alerts(workspace):
+            _ensure_supervisor(workspace)
 
 
 def poll(workspace: Workspace, seen: Seen | None = None) -> list[RunStatus]:
@@ -354,7 +358,10 @@ class Supervisor:
         self._seen: Seen = {}
         self._reader: subprocess.Popen[bytes] | None = None
         """Reads the rows of runs that waited."""
-        self._asked_at = float("-inf")
+        self._asked_at = self._looked_at = float("-inf")
+        self._may_start = False
+        self._refused_at: dict[RunFolder, float] = {}
+        """When Slurm last did not take a run that had waited here."""
 
     def work(self, lock: BinaryIO) -> None:
         """Until nothing has been queued or running for a while; then gives `lock` back."""
@@ -390,7 +397,7 @@ class Supervisor:
             for run in queued:
                 try:
                     if states[run].profile is not None:  # it waited here for others
-                        slurm.submit(run, states[run].model_copy(update={"place": None}), self.worker_command)
+                        self._hand_over(run, states[run])
                         continue
                     device = find_slot(*_wanted_devices(run), list(self.devices), busy)
                     if device is not None:
@@ -400,10 +407,21 @@ class Supervisor:
                     self._end(run, run.read_state_file().model_copy(update={"state": "failed", "error": str(error)}))
         return self._see_to(waiting) or bool(queued or busy)
 
+    def _hand_over(self, run: RunFolder, state: StateFile) -> None:
+        """Give a run to Slurm; one that Slurm does not take now is offered again, and says meanwhile why it waits."""
+        if time.monotonic() - self._refused_at.get(run, float("-inf")) < slurm.AWAY_S:
+            return
+        try:
+            slurm.submit(run, state.model_copy(update={"place": None, "waits_for": None}), self.worker_command)
+        except UnavailableError as error:
+            self._refused_at[run] = time.monotonic()
+            run.write_state(state.model_copy(update={"waits_for": str(error)}))
+
     def _see_to(self, waiting: Sequence[RunFolder]) -> bool:
         """Have the rows read of runs whose others have finished; returns whether any may start without a person."""
-        if not waiting:
-            return False
+        if not waiting or time.monotonic() - self._looked_at < LOOK_EVERY_S:
+            return bool(waiting) and self._may_start
+        self._looked_at = time.monotonic()
         statuses = _read_statuses(self.workspace, self._seen)
         waits, by_id = find_waits(statuses), {status.run_id: status for status in statuses}
         for run in waiting:
@@ -413,7 +431,8 @@ class Supervisor:
                 give_up_waiting(run, f"It waited for {which}, which was cancelled or is gone; start it anew.")
         if "rows" in waits.values():
             self._ask_for_rows()
-        return any(waits.get(run.run_id) in ("rows", "runs") for run in waiting)
+        self._may_start = any(waits.get(run.run_id) in ("rows", "runs") for run in waiting)
+        return self._may_start
 
     def _ask_for_rows(self) -> None:
         if self._reader is not None and self._reader.poll() is None:
@@ -422,11 +441,14 @@ class Supervisor:
             return
         self._asked_at = time.monotonic()
         log = self.workspace.runs / ".supervisor.log"
-        with room_needed(log), log.open("ab") as out:
-            self._reader = subprocess.Popen(
-                [*self.rows_command, str(self.workspace.root.resolve())],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=make_environment(), start_new_session=True,
-            )  # fmt: skip
+        try:
+            with room_needed(log), log.open("ab") as out:
+                self._reader = subprocess.Popen(
+                    [*self.rows_command, str(self.workspace.root.resolve())],
+                    stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=make_environment(), start_new_session=True,
+                )  # fmt: skip
+        except OSError as error:  # too many processes: asked again
+            _say(f"The program that reads rows could not be started: {error}")
 
     def watch(self) -> bool:
         """Let the webhook see how runs stand; returns whether runs on Slurm are left, for which nobody else may ask."""

@@ -31,7 +31,8 @@ def find_obstacle(status: RunStatus, by_id: Mapping[str, RunStatus]) -> tuple[st
 
     None where all of them have finished.
     """
-    waits = {other: _wait_for(by_id.get(other), {}) for other in status.after}
+    found = find_waits(list(by_id.values()))
+    waits = {other: _wait_for(by_id.get(other), found) for other in status.after}
     left = [other for other in status.after if waits[other] != "rows"]
     if not left:
         return None

@@ -121,6 +121,9 @@ def reason_text(status: RunStatus, statuses: Sequence[RunStatus] = ()) -> str | 
         return _describe_wait(status, statuses)
     if status.state == "queued" and status.job is not None:
         return _slurm_reason(status.waits_for)
+    if status.state == "queued" and status.profile is not None:
+        why = status.waits_for
+        return _("It is on its way to Slurm.") if why is None else _("Slurm is asked again every minute: {why}").format(why=why)  # fmt: skip
     if status.state == "queued":
         before = sum(
             other.state == "queued" and other.prepared and other.place is not None and other.place < (status.place or 0)
