@@ -10,7 +10,9 @@ import pytest
 from metamoe_backend.config import ImportAdapterConfig
 from metamoe_backend.errors import InputError
 from metamoe_backend.experts import bank
+from metamoe_backend.jobs.run_folder import RunFolder, create_run
 from metamoe_backend.models.adapters import read_adapter
+from metamoe_backend.workspace import Workspace
 from tests.recording import RecordingContext
 from tests.tiny_models import make_tiny_adapter, make_tiny_base
 
@@ -118,6 +120,74 @@ def test_a_taken_folder_is_never_written_over(tmp_path: Path, base_folder: Path)
     assert context.rows("adapter")["adapter"].tolist() == ["guest-2"]
     hashes = [read_adapter(tmp_path / "adapters" / name).sha256 for name in ("guest", "guest-2")]
     assert hashes[0] != hashes[1]
+
+
+def publish(root: Path, text: str, run_id: str = "run-1") -> tuple[str, RecordingContext]:
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "weights").write_text(text)
+
+    context = RecordingContext(root, run_id)
+    return bank.publish_folder(context, root / "adapters", "guest", write), context
+
+
+def read_bank(root: Path) -> dict[str, str]:
+    return {path.name: (path / "weights").read_text() for path in (root / "adapters").iterdir()}
+
+
+def kill_between_the_renames(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the folders as a worker does that is killed when the earlier one is set aside and the new one not named."""
+
+    def die(*_: object) -> None:
+        raise InterruptedError
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(bank, "_rename_to_free_name", die)
+        patch.setattr(bank, "_put_back", lambda *_: None)
+        publish(root, "killed")
+
+
+@pytest.mark.parametrize("kills", [1, 2])
+def test_what_a_killed_run_set_aside_is_put_back_and_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int
+) -> None:
+    publish(tmp_path, "early")
+    for _ in range(kills):
+        kill_between_the_renames(tmp_path, monkeypatch)
+        assert set(read_bank(tmp_path).values()) == {"early"} and "guest" not in read_bank(tmp_path)
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+            patch.setattr(bank, "sync_folder", lambda _: (_ for _ in ()).throw(OSError("full")))
+            publish(tmp_path, "unfinished")
+        assert read_bank(tmp_path) == {"guest": "early"}
+    assert publish(tmp_path, "whole")[0] == "guest"
+    assert read_bank(tmp_path) == {"guest": "whole"}
+
+
+def test_what_was_set_aside_makes_room_for_what_took_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(tmp_path, "early")
+    kill_between_the_renames(tmp_path, monkeypatch)
+    assert publish(tmp_path, "another's", "run-2")[0] == "guest"
+    assert publish(tmp_path, "whole")[0] == "guest-2"
+    assert read_bank(tmp_path) == {"guest": "another's", "guest-2": "whole"}
+
+
+def test_an_older_run_that_waited_may_work_with_what_was_published(tmp_path: Path) -> None:
+    """It was asked for before, and has read its rows since."""
+    _, context = publish(tmp_path, "early", "run-2")
+    published = RunFolder(context.scratch.parent)
+    published.output.mkdir()
+    system = {
+        "system": "guest", "kind": "expert", "base": "tiny", "path": "adapters/guest", "experts": [[]],
+        "settings": "{}", "sha256": "1", "created_at": context.created_at,
+    }  # fmt: skip
+    published.emit("system", pd.DataFrame(system))
+    given = {"adapters": pd.DataFrame({"adapter": ["guest"], "sha256": ["1"]})}
+    create_run(Workspace(tmp_path), "moe", "older", {}, "ana", given, "run-0")
+    assert publish(tmp_path, "second", "run-2")[0] == "guest", "nobody older reads what is made later, but who waited"
+    create_run(Workspace(tmp_path), "moe", "waited", {}, "ana", given, "run-1", after=["run-2"])
+    name, again = publish(tmp_path, "third", "run-2")
+    assert name == "guest-2" and read_bank(tmp_path)["guest"] == "second"
+    assert again.messages == ["Run run-1 works with guest as this run left it: what follows gets another name."]
 
 
 def test_free_names() -> None:

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from metamoe_backend.store.connection import Store
 
 _PUBLISHED = "published.txt"
-"""In a run's scratch: which folder it published last."""
+"""In a run's scratch: which folder it published last, and which one that replaced."""
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+"""What a rename to a taken name fails of; it never replaces a filled folder."""
 
 
 def prepare(store: "Store", config: ImportAdapterConfig) -> Inputs:
@@ -95,29 +97,40 @@ def publish_folder(context: Context, parent: Path, name: str, write: Callable[[P
 
     Returns the name it got: another run may have taken `name` meanwhile, then it is `name-2`, and so on. What an
     earlier attempt of this run published (at a stop, or before it was killed) is replaced, unless another run works
-    with it.
+    with it; an attempt that is killed while it replaces that leaves it aside, and the next one puts it back first.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    written, aside = parent / f".{context.run_id}", parent / f".{context.run_id}.old"
-    for leftover in (written, aside):
-        shutil.rmtree(leftover, ignore_errors=True)
+    written, aside = parent / f".{context.run_id}", f".{context.run_id}.old."
+    shutil.rmtree(written, ignore_errors=True)
+    _put_back(parent, aside)
     earlier = _find_earlier(context, parent, name)
     try:
         write(written)
         for path in (*written.rglob("*"), written):
             sync_folder(path)
+        ours = [written] if earlier is None else [written, earlier]
+        replace_text(context.scratch / _PUBLISHED, "\n".join(map(_identify, ours)))
         if earlier is not None:
-            earlier.rename(aside)
-        replace_text(context.scratch / _PUBLISHED, _identify(written))
+            earlier.rename(parent / f"{aside}{earlier.name}")
         published = _rename_to_free_name(written, earlier.name if earlier else name)
     except BaseException:
         shutil.rmtree(written, ignore_errors=True)
-        if earlier is not None and aside.exists():
-            aside.rename(earlier)
+        _put_back(parent, aside)
         raise
     sync_folder(parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    _put_back(parent, aside)
     return published
+
+
+def _put_back(parent: Path, aside: str) -> None:
+    """What was set aside, its name behind `aside`, gets its name again; where that is taken, it was replaced."""
+    for folder in parent.glob(f"{aside}*"):
+        try:
+            folder.rename(parent / folder.name.removeprefix(aside))
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _find_earlier(context: Context, parent: Path, name: str) -> Path | None:
@@ -126,10 +139,10 @@ def _find_earlier(context: Context, parent: Path, name: str) -> Path | None:
     emitted = [pd.read_parquet(part.path) for part in RunFolder(workspace.runs / context.run_id).parts("system")]
     handed_over = pd.concat([pd.DataFrame({"system": [], "sha256": []}), *emitted])
     record = context.scratch / _PUBLISHED
-    newest = record.read_text() if record.is_file() else None
+    ours = record.read_text().splitlines() if record.is_file() else []
     for candidate in takewhile(Path.exists, (parent / each for each in list_names(name))):
         hashes = handed_over.loc[handed_over["system"] == candidate.name, "sha256"]
-        if hashes.empty and _identify(candidate) != newest:
+        if hashes.empty and _identify(candidate) not in ours:
             continue
         user = _find_user(workspace, context.run_id, set(hashes))
         if user is None:
@@ -139,10 +152,15 @@ def _find_earlier(context: Context, parent: Path, name: str) -> Path | None:
 
 
 def _find_user(workspace: Workspace, run_id: str, hashes: set[str]) -> str | None:
-    """The newest run later than `run_id` that was given a system with one of these hashes."""
+    """The newest run prepared since `run_id` was that was given a system with one of these hashes.
+
+    That is a later one, or an older one that waited for others.
+    """
     import pyarrow.parquet as pq
 
-    for run in takewhile(lambda run: run.run_id > run_id, list_runs(workspace) if hashes else []):
+    for run in list_runs(workspace) if hashes else []:
+        if run.run_id == run_id or (run.run_id < run_id and not run.read_state().after):
+            continue
         for path in run.inputs.glob("*.parquet"):
             if "sha256" in pq.read_schema(path).names:
                 given = pq.read_table(path, columns=["sha256"])["sha256"].to_pylist()
@@ -158,12 +176,12 @@ def _identify(folder: Path) -> str:
 
 
 def _rename_to_free_name(written: Path, name: str) -> str:
-    """Rename a folder to `name`, `name-2` … beside it, whichever is free; a rename never replaces a filled folder."""
+    """Rename a folder to `name`, `name-2` … beside it, whichever is free."""
     for candidate in list_names(name):
         try:
             written.rename(written.with_name(candidate))
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            if error.errno not in _TAKEN:
                 raise
         else:
             return candidate
