@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from metamoe_backend.config import parse_config
-from metamoe_backend.errors import BusyError, NotFoundError, UserError
+from metamoe_backend.errors import BusyError, DiskFullError, NotFoundError, UserError
+from metamoe_backend.jobs.durable import room_needed
 from metamoe_backend.jobs.run_folder import RunFolder, find_run, list_runs
 from metamoe_backend.jobs.supervisor import give_up_waiting, release
 from metamoe_backend.jobs.waiting import find_waits
@@ -33,8 +34,18 @@ LOOK_S = 2.0
 def prepare_waiting(store: Store, stages: Mapping[str, Stage] = STAGES) -> list[RunFolder]:
     """Read the rows of every run whose others have finished, and let it start; returns these runs.
 
-    One whose rows cannot be read (a plan is gone …) reads as failed, with the reason.
+    One whose rows cannot be read (a plan is gone …) reads as failed, with the reason. A full disk fails none: they wait
+    on, and the supervisor asks again.
     """
+    try:
+        with room_needed(store.workspace.runs):
+            return _prepare_all(store, stages)
+    except DiskFullError as error:
+        log.warning("The rows of waiting runs are read later: %s", error)
+        return []
+
+
+def _prepare_all(store: Store, stages: Mapping[str, Stage]) -> list[RunFolder]:
     _note(store.workspace).unlink(missing_ok=True)
     statuses = [run.read_state() for run in list_runs(store.workspace)]
     ready = [find_run(store.workspace, run_id) for run_id, wait in find_waits(statuses).items() if wait == "rows"]
@@ -42,7 +53,10 @@ def prepare_waiting(store: Store, stages: Mapping[str, Stage] = STAGES) -> list[
         ingest_finished_runs(store)
     for run in ready:
         try:
-            _prepare(store, run, stages)
+            with room_needed(run.path):
+                _prepare(store, run, stages)
+        except DiskFullError:
+            raise
         except UserError as error:
             give_up_waiting(run, str(error))
         except Exception as error:  # noqa: BLE001 - kept in the run's state and log; other runs go on
@@ -82,6 +96,16 @@ def _note(workspace: Workspace) -> Path:
     return workspace.runs / ".rows-wanted"
 
 
+def _read_or_ask(workspace: Workspace, stages: Mapping[str, Stage]) -> None:
+    try:
+        with Store.open(workspace, THE_QUEUE) as store:
+            prepare_waiting(store, stages)
+    except BusyError as error:
+        if not _note(workspace).exists():  # else it was said before: the supervisor asks every few seconds
+            print(error, flush=True)
+        _note(workspace).touch()
+
+
 def main(arguments: Sequence[str], stages: Mapping[str, Stage] = STAGES) -> int:
     """Read what waits, or leave a note for whoever holds the database."""
     parser = argparse.ArgumentParser(
@@ -90,10 +114,9 @@ def main(arguments: Sequence[str], stages: Mapping[str, Stage] = STAGES) -> int:
     parser.add_argument("workspace", type=Path)
     workspace = Workspace(parser.parse_args(arguments).workspace)
     try:
-        with Store.open(workspace, THE_QUEUE) as store:
-            prepare_waiting(store, stages)
-    except BusyError as error:
-        _note(workspace).touch()
+        with room_needed(workspace.runs):
+            _read_or_ask(workspace, stages)
+    except DiskFullError as error:
         print(error, flush=True)
     return 0
 

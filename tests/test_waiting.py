@@ -1,7 +1,9 @@
 """Runs that wait for others: when they start, what they read, and what becomes of them when the others do not finish."""
 
+import errno
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,15 @@ import pytest
 
 from metamoe_backend import waiting
 from metamoe_backend.config import EvaluateConfig
-from metamoe_backend.errors import BusyError, ConfigError, ConflictError, NotFoundError, StorageError, UnavailableError
+from metamoe_backend.errors import (
+    BusyError,
+    ConfigError,
+    ConflictError,
+    DiskFullError,
+    NotFoundError,
+    StorageError,
+    UnavailableError,
+)
 from metamoe_backend.jobs.alerts import AlertSettings, find_alerts
 from metamoe_backend.jobs.devices import Device
 from metamoe_backend.jobs.records import StateFile
@@ -35,6 +45,12 @@ from metamoe_backend.workspace import Workspace
 from pages.shared.run_words import reason_text
 from tests.conftest import insert_questions, insert_rows
 from tests.fake_jobs import STAGES, find_processes, wait_for
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody works on the queue."""
+    monkeypatch.setattr("metamoe_backend.jobs.supervisor._ensure_supervisor", lambda _: None)
 
 
 def submit_count(workspace: Workspace, **config: Any) -> RunFolder:
@@ -195,13 +211,55 @@ def test_an_unexpected_error_is_kept_in_state_and_log(workspace: Workspace, monk
     def prepare(*_: object) -> Any:
         raise KeyError("nobody thought of this")
 
-    broken = {"follow": STAGES["follow"].__class__("follow", STAGES["follow"].config, (), (), prepare, print)}
+    broken = {"follow": replace(STAGES["follow"], prepare=prepare)}
     monkeypatch.setattr("metamoe_backend.jobs.supervisor._ensure_supervisor", lambda _: None)
     run = submit_follow(workspace)
     with Store.open(workspace) as store:
         assert waiting.prepare_waiting(store, broken) == [run]
     assert run.read_state().error == "KeyError: 'nobody thought of this'"
     assert "Traceback" in run.read_log()
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("full", [DiskFullError("The disk is full."), OSError(errno.ENOSPC, "No space left on device")])
+def test_a_full_disk_fails_no_waiting_run(workspace: Workspace, caplog: pytest.LogCaptureFixture, full: Any) -> None:
+    there_is_room: list[bool] = []
+
+    def prepare(*_: object) -> Any:
+        if not there_is_room:
+            raise full
+        return {}
+
+    stages = {"follow": replace(STAGES["follow"], prepare=prepare)}
+    runs = [submit_follow(workspace), submit_follow(workspace)]
+    with Store.open(workspace) as store:
+        assert waiting.prepare_waiting(store, stages) == []
+        assert [run.read_state().state for run in runs] == ["queued", "queued"]
+        (said,) = caplog.messages
+        assert said.startswith("The rows of waiting runs are read later: The disk ")
+        there_is_room.append(True)
+        assert len(waiting.prepare_waiting(store, stages)) == 2
+    assert all(run.is_prepared for run in runs)
+
+
+def test_a_full_disk_or_a_command_that_holds_the_database_is_said_in_one_line(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Store.open(workspace):
+        for _ in range(3):
+            assert waiting.main([str(workspace.root)], STAGES) == 0
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "is held by the command line" in said
+    assert waiting.main([str(workspace.root)], STAGES) == 0
+    assert capsys.readouterr().out == "" and not (workspace.runs / ".rows-wanted").exists()
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Store, "open", fail)
+    assert waiting.main([str(workspace.root)], STAGES) == 0
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "is full, or a quota is used up" in said
 
 
 def test_a_waiting_run_is_run_again_as_a_waiting_run(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,12 +372,6 @@ def test_the_worst_of_several_counts_and_passes_on() -> None:
 
 
 # ---- launching ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody works on the queue."""
-    monkeypatch.setattr("metamoe_backend.jobs.supervisor._ensure_supervisor", lambda _: None)
 
 
 def insert_system(store: Store, name: str) -> None:
