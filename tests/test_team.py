@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import subprocess
+import tempfile
 from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
@@ -16,8 +17,8 @@ from torch.distributed import HashStore
 from torch.testing import assert_close
 
 from metamoe_backend.config import MoeConfig, OptimSettings, parse_config
-from metamoe_backend.errors import ConfigError, DiskFullError, UnavailableError
-from metamoe_backend.jobs import member
+from metamoe_backend.errors import ConfigError, DiskFullError, TeamBrokenError, UnavailableError
+from metamoe_backend.jobs import member, team
 from metamoe_backend.jobs.records import StateFile
 from metamoe_backend.jobs.run_folder import RunFolder, create_run
 from metamoe_backend.jobs.supervisor import find_slot
@@ -59,7 +60,7 @@ def test_two_processes_make_the_adapter_of_one(workspace: Workspace, base_folder
     assert start(run).wait() == 0, run.read_log()
     assert run.read_state().state == "finished"
     assert (
-        "2 processes train together (gloo) on the CPU, 1 threads each:\naccelerate launch --multi_gpu" in run.read_log()
+        "2 processes train together (gloo) on the CPU, 1 thread each:\naccelerate launch --multi_gpu" in run.read_log()
     )
     assert "Traceback" not in run.read_log()
     assert_same_adapter(workspace, "pair", "alone")
@@ -158,6 +159,43 @@ def test_what_cannot_be_done_together(tmp_path: Path, base_folder: Path, monkeyp
         find_slot("auto", cores + 1, ["cpu"], set())
     with pytest.raises(UnavailableError, match="processes is 3, but device cuda has 2 GPUs here"):
         find_slot("cuda", 3, ["cuda:0", "cuda:1", "cpu"], set())
+
+
+@pytest.mark.parametrize("length", [10, 200])
+def test_the_processes_talk_whatever_the_folder_of_temporary_files_is_called(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    folder = tmp_path / ("x" * length)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(team, "_make_command", lambda *_: ["true"])
+    run = create_run(workspace, "count", "a test", {}, "ana", {})
+    with pytest.raises(TeamBrokenError, match="One of 2 processes ended before its time"):
+        team.work_together(run, 2, 1, "cpu", RecordingContext(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("scontrol", "why"),
+    [
+        (None, "SLURM_JOB_NODELIST is not set: this is no job of Slurm"),
+        ("", "scontrol: .*No such file"),
+        ("#!/bin/sh\necho no such node >&2; exit 1", "scontrol: no such node"),
+        ("#!/bin/sh\n", "scontrol names none"),
+    ],
+)
+def test_nodes_that_cannot_be_found_are_told(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scontrol: str | None, why: str
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin" if scontrol else str(tmp_path))
+    monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
+    if scontrol is not None:
+        monkeypatch.setenv("SLURM_JOB_NODELIST", "node[1-2]")
+    if scontrol:
+        (tmp_path / "scontrol").write_text(scontrol)
+        (tmp_path / "scontrol").chmod(0o755)
+    run = create_run(workspace, "count", "a test", {}, "ana", {})
+    with pytest.raises(UnavailableError, match=rf"The nodes of this job cannot be found \({why}"):
+        team.work_together(run, 2, 2, "cpu", RecordingContext(tmp_path))
 
 
 def test_as_many_gpus_are_reserved_as_were_asked_for() -> None:

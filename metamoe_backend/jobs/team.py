@@ -16,10 +16,10 @@ import sys
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import NamedTuple
 
-from metamoe_backend.errors import MetaMoEError, TeamBrokenError
+from metamoe_backend.errors import MetaMoEError, TeamBrokenError, UnavailableError
 from metamoe_backend.jobs.run_folder import RunFolder
 from metamoe_backend.stage import Context
 
@@ -28,6 +28,8 @@ NOTICE_S = 60.0
 SHUT_DOWN_S = 10
 """When one process has ended before its time, those of its node that go on are killed after so long."""
 LOOK_S = 0.2
+_LONGEST_FOLDER = 80
+"""Bytes: a socket's address has room for 107 (Linux; 103 elsewhere), and its own folder and name come behind."""
 
 
 class Report(NamedTuple):
@@ -48,17 +50,22 @@ def work_together(run: RunFolder, processes: int, nodes: int, device: str | None
     """Compute the stage of `run` in `processes` processes, as many on each of `nodes` nodes, and report to `context`.
 
     `device` is what each node gives: cpu, or GPUs separated by commas. On several nodes, this is the first one of a
-    Slurm allocation. Raises what the first process raises, and `TeamBrokenError` when one ends before its time.
+    Slurm allocation. Raises what the first process raises, `TeamBrokenError` when one ends before its time, and
+    `UnavailableError` where the nodes cannot be found.
     """
     kind = (device or "cpu").partition(":")[0]
-    with TemporaryDirectory(prefix="metamoe-") as folder, socket.socket(socket.AF_UNIX) as listening:
+    with (
+        TemporaryDirectory(prefix="metamoe-", dir=_find_short_folder()) as folder,
+        socket.socket(socket.AF_UNIX) as listening,
+    ):
         address = str(Path(folder) / "talk")
         listening.bind(address)
         listening.listen()
         listening.settimeout(LOOK_S)
         launch = describe_launch(processes, nodes, _find_first_host(nodes), str(_find_free_port()))
         environment = _make_environment(processes // nodes)
-        threads = f"{environment['OMP_NUM_THREADS']} threads each"
+        count = environment["OMP_NUM_THREADS"]
+        threads = f"{count} thread{'' if count == '1' else 's'} each"
         place = "the CPU" if kind == "cpu" else "one GPU each"
         context.log(f"{processes} processes train together (gloo) on {place}, {threads}:\n{launch}")
         module = shlex.join(["--module", "metamoe_backend.jobs.member", str(run.path), kind, address])
@@ -105,10 +112,32 @@ def _make_environment(members: int) -> dict[str, str]:
 def _find_first_host(nodes: int) -> str:
     if nodes == 1:
         return "127.0.0.1"
-    listed = subprocess.run(
-        ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]], capture_output=True, text=True, check=True
-    )
-    return listed.stdout.split()[0]
+    try:
+        nodelist = os.environ["SLURM_JOB_NODELIST"]
+        command = ["scontrol", "show", "hostnames", nodelist]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (KeyError, OSError, subprocess.CalledProcessError, IndexError) as error:
+        raise UnavailableError(
+            f"The nodes of this job cannot be found ({_describe(error)}); start the run with a profile, where Slurm's "
+            "scontrol can be called."
+        ) from None
+
+
+def _describe(error: Exception) -> str:
+    match error:
+        case KeyError():
+            return "SLURM_JOB_NODELIST is not set: this is no job of Slurm"
+        case subprocess.CalledProcessError():
+            return f"scontrol: {error.stderr.strip() or error}"
+        case IndexError():
+            return "scontrol names none"
+        case _:
+            return f"scontrol: {error}"
+
+
+def _find_short_folder() -> str | None:
+    """Where the socket goes: None is the usual place for temporary files, where its name is not too long for that."""
+    return None if len(os.fsencode(gettempdir())) <= _LONGEST_FOLDER else "/tmp"
 
 
 def _find_free_port() -> int:
