@@ -43,6 +43,11 @@ class RunSpec(BaseModel):
     after: list[str] = []
     """Runs that must have finished before this one's rows can be read."""
 
+    @property
+    def processes(self) -> int:
+        """How many compute it together."""
+        return int(self.config.get("processes", 1))
+
 
 class StateFile(BaseModel):
     """state.json. Read runs through `RunFolder.read_state`, which knows what a dead worker's file means."""

@@ -152,6 +152,14 @@ class RunFolder:
         return self.inputs.is_dir()
 
     @property
+    def is_repeatable(self) -> bool:
+        """Whether the same can be run again: what it read lies here, or is read when others have finished.
+
+        Without rows are stages that read none, and the runs of a recorded demo: they read the workspace as it is now.
+        """
+        return bool(self.read_spec().after) or any(self.inputs.glob("*.parquet"))
+
+    @property
     def output(self) -> Path:
         return self.path / "output"
 

@@ -86,12 +86,11 @@ def _fail(context: RunContext, error: BaseException, status: int) -> int:
 
 def _work(folder: RunFolder, stages: Mapping[str, Stage], device: str | None, nodes: int, context: RunContext) -> None:
     spec = folder.read_spec()
-    processes = int(spec.config.get("processes", 1))
     context.log(f"{spec.stage} {spec.name}: started by {spec.by} on {device or 'this machine'}")
     try:
         with room_needed(folder.path):
-            if processes > 1:
-                work_together(folder, processes, nodes, device, context)
+            if spec.processes > 1:
+                work_together(folder, spec.processes, nodes, device, context)
             else:
                 compute(folder, stages, device, context)
     except StopRequested as stop:

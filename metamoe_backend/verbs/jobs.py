@@ -220,7 +220,7 @@ def _retry(options: argparse.Namespace, run: RunFolder) -> RunFolder:
         raise NotFoundError(f"There is no stage {spec.stage!r} (there are: {', '.join(STAGES)}).")
     if run.read_state().state in ("queued", "running"):
         raise ConfigError(f"Run {run.run_id} has not ended; stop or cancel it before it is run again.")
-    if spec.after or any(run.inputs.glob("*.parquet")):
+    if run.is_repeatable:
         return retry(run)
     with open_store(options) as store:
         return launch(store, spec.stage, spec.config, options.by)

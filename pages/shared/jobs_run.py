@@ -133,10 +133,10 @@ def _move_first(run_id: str) -> None:
 def _run_again(run_id: str) -> None:
     """From the same rows; a run that came without them (a recorded demo) reads the workspace as it is now."""
     run = _find(run_id)
-    spec = run.read_spec()
-    if spec.after or any(run.inputs.glob("*.parquet")):
+    if run.is_repeatable:
         again = retry(run)
     else:
+        spec = run.read_spec()
         again = launch(get_store(), spec.stage, spec.config, get_person())
     select(run=again.run_id)
     confirm(_("Queued once more."))
