@@ -26,7 +26,6 @@ from metamoe_backend.store.skills import (
     reject_suggestions,
     rename_skill,
     split_skill,
-    unlabel_questions,
 )
 from tests.conftest import insert_questions, insert_rows
 
@@ -71,7 +70,7 @@ def test_unlabel_touches_only_ones_own_labels(store):
     skill = create_skill(store, "logic", "ana")
     label_questions(store, skill, ids, "ana", "question")
     label_questions(store, skill, ids, "bo", "question")
-    act = unlabel_questions(store, ids, "ana")
+    act = record(store, "unlabel", "ana", {"question_ids": ids})
     assert fetch_labels(store)["author"].tolist() == ["bo"]
     undo(store, act, "ana")
     assert sorted(fetch_labels(store)["author"]) == ["ana", "bo"]
@@ -151,7 +150,7 @@ def _standing(store) -> dict[str, str]:
 def test_doing_again_brings_back_only_what_the_undo_took(store):
     ids = insert_questions(store, 2)
     act = label_questions(store, create_skill(store, "logic", "ana"), ids, "ana", "question")
-    unlabel_questions(store, ids[:1], "ana")
+    record(store, "unlabel", "ana", {"question_ids": ids[:1]})
     back = undo(store, act, "ana")
     assert _standing(store) == {}
     undo(store, back, "ana")
@@ -161,7 +160,7 @@ def test_doing_again_brings_back_only_what_the_undo_took(store):
 def test_labels_whose_own_act_was_taken_back_do_not_come_back_with_another(store):
     ids = insert_questions(store, 2)
     act = label_questions(store, create_skill(store, "logic", "ana"), ids, "ana", "question")
-    off = unlabel_questions(store, ids[:1], "ana")
+    off = record(store, "unlabel", "ana", {"question_ids": ids[:1]})
     back = undo(store, act, "ana")
     undo(store, off, "ana")
     assert _standing(store) == {}

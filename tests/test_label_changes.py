@@ -4,8 +4,9 @@ import pytest
 
 from metamoe_backend.store.acts import undo
 from metamoe_backend.store.connection import Store
+from metamoe_backend.store.events import record
 from metamoe_backend.store.labellings import fetch_label_changes
-from metamoe_backend.store.skills import fetch_skills, label_questions, merge_skills, rename_skill, unlabel_questions
+from metamoe_backend.store.skills import fetch_skills, label_questions, merge_skills, rename_skill
 
 
 def _changes(store: Store) -> dict[str, tuple[int, int]]:
@@ -53,7 +54,7 @@ def test_test_questions_change_nothing(opened):
 
 def test_labels_taken_back_are_lost(opened):
     labelled = _ids(opened, "logic", "train", "label")
-    unlabel_questions(opened, labelled, "ana")
+    record(opened, "unlabel", "ana", {"question_ids": labelled})
     assert _changes(opened)["logic"] == (0, len(labelled)) and labelled
 
 

@@ -34,7 +34,6 @@ from metamoe_backend.store.skills import (
     reject_suggestions,
     rename_skill,
     split_skill,
-    unlabel_questions,
 )
 
 
@@ -57,7 +56,7 @@ def _do_everything(store: Store) -> None:
         lambda: recolour_skill(store, skills[0], "#654321", "ben"),
         lambda: split_skill(store, skills[0], "long sums", some, "ben"),
         lambda: label_questions(store, skills[1], ids[:9], "ben", "lasso"),
-        lambda: unlabel_questions(store, ids[:2], "ben"),
+        lambda: record(store, "unlabel", "ben", {"question_ids": ids[:2]}),
         lambda: reject_suggestions(store, refused, "ben"),
         lambda: accept_suggestions(store, refused, "cy"),
         lambda: decide_label(store, skills[2], ids[0], "cy", "it is so"),

@@ -16,7 +16,6 @@ from metamoe_backend.evaluate.routing import (
     compute_layer_use,
     compute_load,
     compute_nats,
-    compute_question_entropy,
     compute_skill_use,
     compute_token_entropy,
     compute_votes,
@@ -91,8 +90,6 @@ def test_routes_take_the_same_functions():
     )
     skills = compute_skill_use(routes, PLAN, "probability").set_index(["skill", "expert"])
     assert skills.loc[("arithmetic", "arith"), "lift"] == pytest.approx(1 / 0.75)
-    entropy = compute_question_entropy(routes, "probability").set_index("question_id")["entropy"]
-    assert entropy.to_dict() == pytest.approx({"q1": 0.0, "q3": 1.0})
     assert compute_load(routes, "probability")["load"].tolist() == pytest.approx([0.75, 0.25])
 
 

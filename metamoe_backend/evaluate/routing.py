@@ -72,15 +72,6 @@ def compute_layer_entropy(activations: pd.DataFrame, value: str = "share") -> pd
     )
 
 
-def compute_question_entropy(frame: pd.DataFrame, value: str = "share") -> pd.DataFrame:
-    """How decided the routing of each question is: question_id, entropy (0 decided, 1 even).
-
-    frame: rows.Activation (averaged over layers and sites first) or rows.Route with value probability.
-    """
-    use = frame.groupby(["question_id", "expert"], sort=False)[value].mean().unstack("expert").fillna(0.0)
-    return pd.DataFrame({"question_id": use.index, "entropy": compute_entropy(use.to_numpy())})
-
-
 def compute_entropy(weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Entropy of each row of non-negative weights [n, E], scaled to sum 1 and divided by log E: 0 to 1.
 

@@ -294,11 +294,6 @@ def _require_questions(store: Store, ids: Sequence[str]) -> None:
         )
 
 
-def unlabel_questions(store: Store, question_ids: Sequence[str], by: str) -> str:
-    """Take back this person's standing labels on these questions; returns the event id."""
-    return record(store, "unlabel", by, {"question_ids": list(question_ids)})
-
-
 def _require_skill_row(store: Store, skill_id: str) -> dict[str, str]:
     row = store.cursor().execute("SELECT name, colour FROM skill WHERE skill_id = ?", [skill_id]).fetchone()
     if row is None:
