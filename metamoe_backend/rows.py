@@ -341,8 +341,8 @@ class Run:
     run_id: Annotated[str, "id, also the folder under runs/; sorts by time"]
     stage: Annotated[
         str,
-        "ingest, meta-questions, embed, cluster, suggest, freeze, import, select, select-data, train, moe, evaluate "
-        "or force",
+        "ingest, meta-questions, embed, cluster, suggest, freeze, import, select, select-data, train, sequence, moe, "
+        "evaluate or force",
     ]
     name: Annotated[str, "what a person called it"]
     state: Annotated[str, "queued, running, finished, stopped, cancelled or failed"]
