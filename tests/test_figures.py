@@ -144,6 +144,18 @@ def test_differences_share_one_scale_centred_at_zero():
     assert make_difference_figure(surer, ["a", "b"], ["t"]).data[0].text[0][0] == "+50 *"
 
 
+def test_systems_whose_long_names_begin_alike_keep_a_row_each():
+    systems = [f"paper-ablated.boolq.selection-{way}" for way in ("accuracy-alone", "perplexity-alone", "diversity-of")]
+    rows = [
+        (system, "t", gain, gain - 0.1, gain + 0.1, 9, 0.5, 1.0, False, False)
+        for system, gain in zip(systems, (0.1, 0.2, 0.3), strict=True)
+    ]
+    columns = ["system", "task", "difference", "low", "high", "n", "p", "p_holm", "significant", "shown"]
+    heatmap = make_difference_figure(pd.DataFrame(rows, columns=columns), systems, ["t"]).data[0]
+    assert len(set(heatmap.y)) == 3
+    assert [line[0] for line in heatmap.text] == ["+10", "+20", "+30"]
+
+
 def test_outcome_bars_add_up_to_the_whole():
     counts = pd.DataFrame(
         [("t", "all-correct", 2, 10, 0.2), ("t", "mixed", 5, 10, 0.5), ("t", "all-incorrect", 3, 10, 0.3)],

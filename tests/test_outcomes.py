@@ -20,6 +20,7 @@ from metamoe_backend.evaluate.outcomes import (
     count_intersections,
     count_outcomes,
     count_solvers,
+    find_complete,
     find_regret,
     find_solved_by,
     summarise_regret,
@@ -116,6 +117,7 @@ def test_only_questions_that_all_answered_count():
     rates = compute_error_rates(partly, EXPERTS, ["moe"])
     assert rates["n"].unique().tolist() == [1]
     assert compute_error_rates(partly, EXPERTS)["n"].unique().tolist() == [2]
+    assert find_complete(partly, EXPERTS, [*EXPERTS, "moe", "gone"]) == EXPERTS
 
 
 def test_mixed_regimes_and_double_answers_are_refused():

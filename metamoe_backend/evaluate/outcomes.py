@@ -155,6 +155,13 @@ def tabulate_part(
     return solved.assign(**{MAJORITY: votes, ORACLE: solved[list(dict.fromkeys(experts))].any(axis=1)})
 
 
+def find_complete(predictions: pd.DataFrame, experts: Sequence[str], systems: Sequence[str]) -> list[str]:
+    """Of `systems`, those that answered every question that all `experts` did: comparing them costs no question."""
+    answered = predictions.groupby("system")["question_id"].agg(set)
+    asked = set.intersection(*(answered.get(expert, set()) for expert in experts))
+    return [name for name in systems if asked <= answered.get(name, set())]
+
+
 def find_best_single(solved: pd.DataFrame, experts: Sequence[str]) -> str:
     """The expert that solves most of these questions; of equals, the first in the alphabet."""
     return str(solved[sorted(set(experts))].sum().idxmax())

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from metamoe_backend.experts.similarity import Tree
-from metamoe_backend.figures.style import DIVERGING, GREY, SEQUENTIAL, finish, make_cells_clickable, plain
+from metamoe_backend.figures.style import DIVERGING, GREY, SEQUENTIAL, finish, make_cells_clickable, name_ticks
 from metamoe_backend.i18n import _
 
 _TEXT_UP_TO = 16
@@ -65,7 +65,7 @@ def make_likeness_figure(
         col=2,
     )
     finish(figure, height, legend=False)
-    names = [plain(name, 24) for name in tree.order]
+    names = name_ticks(tree.order)
     ticks = {"tickmode": "array", "tickvals": places, "ticktext": names, "showgrid": False, "zeroline": False}
     figure.update_xaxes(**ticks, tickangle=-35 if few else -90, row=1, col=1)
     figure.update_xaxes(title=_("1 − likeness"), rangemode="tozero", zeroline=False, nticks=3, row=1, col=2)
@@ -103,7 +103,10 @@ def make_choice_figure(shares: pd.DataFrame, chosen: Sequence[str], draws: int, 
         go.Heatmap(
             z=values,
             x=[f"K = {k}" for k in shares.columns],
-            y=[("★ " if name in set(chosen) else "") + plain(name, 24) for name in shares.index],
+            y=[
+                ("★ " if name in chosen else "") + tick
+                for name, tick in zip(shares.index, name_ticks(shares.index), strict=True)
+            ],
             colorscale=SEQUENTIAL,
             zmin=0,
             zmax=1,

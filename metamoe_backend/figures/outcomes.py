@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from metamoe_backend.evaluate.answers import ALL_TASKS
 from metamoe_backend.evaluate.outcomes import BEST_SINGLE, MAJORITY, NO_SKILL
-from metamoe_backend.figures.style import GREY, KIND_COLOURS, OUTCOME_COLOURS, SEQUENTIAL, finish, plain
+from metamoe_backend.figures.style import GREY, KIND_COLOURS, OUTCOME_COLOURS, SEQUENTIAL, finish, name_ticks, plain
 from metamoe_backend.i18n import _
 
 WIDE_ROW, NARROW_ROW, MOST_WIDE_ROWS = 34, 19, 12
@@ -47,7 +47,7 @@ def _stack_bars(
         questions = part["questions"].fillna(0).astype(int)
         figure.add_trace(
             go.Bar(
-                y=[plain(labels.get(name, name), 32) for name in groups],
+                y=name_ticks([labels.get(name, name) for name in groups], 32),
                 x=part["share"],
                 orientation="h",
                 name=names[code],
@@ -79,7 +79,7 @@ def make_error_figure(errors: pd.DataFrame, kinds: dict[str, str]) -> go.Figure:
     figure = go.Figure(
         go.Scatter(
             x=shown["error_rate"],
-            y=[plain(names.get(system, system), 28) for system in shown["system"]],
+            y=name_ticks([names.get(system, system) for system in shown["system"]], 28),
             mode="markers",
             marker={
                 "size": 11,
@@ -165,7 +165,7 @@ def make_intersections_figure(intersections: pd.DataFrame, systems: Sequence[str
     figure.update_yaxes(title=_("questions"), rangemode="tozero", row=1, col=1)
     figure.update_yaxes(
         tickvals=list(range(len(names))),
-        ticktext=[f"{plain(name, 24)} ({total})" for name, total in zip(names, totals, strict=True)],
+        ticktext=[f"{name} ({total})" for name, total in zip(name_ticks(names), totals, strict=True)],
         range=[len(names) - 0.5, -0.5], showgrid=False, zeroline=False, row=2, col=1,
     )  # fmt: skip
     return figure.update_layout(margin_t=28, bargap=0.35)

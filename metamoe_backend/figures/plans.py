@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from metamoe_backend.figures.style import GREY, finish, plain
+from metamoe_backend.figures.style import GREY, finish, name_ticks, plain
 from metamoe_backend.i18n import _
 
 
@@ -21,7 +21,7 @@ def make_plan_figure(
     skill to #rrggbb; names: words for experts that are not called by their name (base).
     """
     figure = go.Figure()
-    rows = [plain(names.get(expert, expert), 24) for expert in experts]
+    rows = name_ticks([names.get(expert, expert) for expert in experts])
     for skill, expert in assignments.items():
         if expert not in experts:
             continue

@@ -11,6 +11,7 @@ from metamoe_backend.figures.style import (
     SEQUENTIAL,
     finish,
     make_cells_clickable,
+    name_ticks,
     plain,
 )
 from metamoe_backend.i18n import _
@@ -55,8 +56,8 @@ def make_difference_figure(
     figure = go.Figure(
         go.Heatmap(
             z=100 * found.to_numpy(float),
-            x=[plain(task, 26) for task in tasks],
-            y=[plain(system, 26) for system in systems],
+            x=name_ticks(tasks, 26),
+            y=name_ticks(systems, 26),
             colorscale=DIVERGING,
             zmid=0,
             zmin=-100 * limit,
@@ -104,8 +105,8 @@ def make_accuracy_figure(
     figure = go.Figure(
         go.Heatmap(
             z=values,
-            x=[plain(task, 26) for task in tasks],
-            y=[plain(system, 26) for system in systems],
+            x=name_ticks(tasks, 26),
+            y=name_ticks(systems, 26),
             colorscale=SEQUENTIAL,
             zmin=0,
             zmax=100,

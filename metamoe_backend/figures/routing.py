@@ -1,11 +1,9 @@
 """Router figures: layer x expert, skill x expert, one question token by token."""
 
-from collections.abc import Iterable
-
 import pandas as pd
 import plotly.graph_objects as go
 
-from metamoe_backend.figures.style import GREY, SEQUENTIAL, finish, make_cells_clickable, plain
+from metamoe_backend.figures.style import GREY, SEQUENTIAL, finish, make_cells_clickable, name_ticks, plain
 from metamoe_backend.i18n import _
 
 MOST_TEXTS = 10
@@ -43,7 +41,7 @@ def make_layer_heatmap_figure(
         go.Heatmap(
             z=shown.to_numpy(),
             x=[str(layer) for layer in share.columns],
-            y=_labels(experts),
+            y=name_ticks(experts),
             customdata=cells,
             colorscale=SEQUENTIAL,
             zmin=0,
@@ -78,8 +76,8 @@ def make_skill_heatmap_figure(
     figure = go.Figure(
         go.Heatmap(
             z=routed.to_numpy(),
-            x=_labels(experts),
-            y=[f"{plain(row, 28)} (n={n[row]})" for row in rows],
+            x=name_ticks(experts),
+            y=[f"{tick} (n={n[row]})" for tick, row in zip(name_ticks(rows, 28), rows, strict=True)],
             customdata=[[[row, expert, lift.loc[row, expert]] for expert in experts] for row in rows],
             colorscale=SEQUENTIAL,
             zmin=0,
@@ -113,8 +111,8 @@ def make_coactivation_figure(pairs: pd.DataFrame, experts: list[str], height: in
     figure = go.Figure(
         go.Heatmap(
             z=together.to_numpy(),
-            x=_labels(experts, 18),
-            y=_labels(experts, 18),
+            x=name_ticks(experts, 18),
+            y=name_ticks(experts, 18),
             customdata=[
                 [[one, other, "–" if one == other else _number(lift.loc[one, other])] for other in experts]
                 for one in experts
@@ -151,8 +149,8 @@ def make_confusion_figure(
     figure = go.Figure(
         go.Heatmap(
             z=table.to_numpy(),
-            x=_labels(experts, 18),
-            y=_labels(experts, 18),
+            x=name_ticks(experts, 18),
+            y=name_ticks(experts, 18),
             customdata=[[[one, other] for other in experts] for one in experts],
             colorscale=SEQUENTIAL,
             zmin=0,
@@ -168,15 +166,6 @@ def make_confusion_figure(
     figure.update_xaxes(title=titles[1], type="category")
     figure.update_yaxes(title=titles[0], autorange="reversed", type="category")
     return make_cells_clickable(figure)
-
-
-def _labels(names: Iterable[str], limit: int = 24) -> list[str]:
-    """Names as ticks, cut in the middle where long; two that are then alike are numbered, for ticks must differ."""
-    cut = [name if len(name) <= limit else f"{name[: limit // 2]}…{name[-(limit // 2 - 1) :]}" for name in names]
-    return [
-        plain(name if cut.count(name) == 1 else f"{name} ({cut[: place + 1].count(name)})", limit + 6)
-        for place, name in enumerate(cut)
-    ]
 
 
 def _percent(share: float) -> str:
@@ -196,7 +185,7 @@ def make_token_figure(tokens: pd.DataFrame, experts: list[str], height: int = 30
         go.Heatmap(
             z=z.to_numpy(),
             x=order["position"].to_numpy(),
-            y=_labels(experts),
+            y=name_ticks(experts),
             colorscale=SEQUENTIAL,
             zmin=0,
             zmax=1,
@@ -219,7 +208,7 @@ def make_question_layer_figure(tokens: pd.DataFrame, experts: list[str], height:
     figure = go.Figure(
         go.Heatmap(
             z=z.to_numpy(),
-            x=_labels(experts),
+            x=name_ticks(experts),
             y=[str(layer) for layer in z.index],
             colorscale=SEQUENTIAL,
             zmin=0,
@@ -238,7 +227,7 @@ def make_load_figure(load: pd.DataFrame, height: int = 220) -> go.Figure:
     figure = go.Figure(
         go.Bar(
             x=load["load"],
-            y=_labels(load["expert"]),
+            y=name_ticks(load["expert"]),
             orientation="h",
             text=[f"{value:.0%}" for value in load["load"]],
             hovertemplate="%{y}: %{x:.1%}<extra></extra>",

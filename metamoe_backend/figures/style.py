@@ -1,6 +1,7 @@
 """What all figures share: colours with a meaning, margins, and hover text that cannot carry markup."""
 
 import html
+from collections.abc import Iterable
 from typing import Any
 
 import plotly.graph_objects as go
@@ -32,6 +33,15 @@ def plain(text: Any, limit: int = 160) -> str:
     """Text from data for hovers and ticks: plotly reads a little HTML there, so it is escaped, and cut at `limit`."""
     text = " ".join(str(text).split())
     return html.escape(text if len(text) <= limit else text[: limit - 1] + "…", quote=False)
+
+
+def name_ticks(names: Iterable[str], limit: int = 24) -> list[str]:
+    """Names as ticks, cut in the middle where long; two that are then alike are numbered, for ticks must differ."""
+    cut = [name if len(name) <= limit else f"{name[: limit // 2]}…{name[-(limit // 2 - 1) :]}" for name in names]
+    return [
+        plain(name if cut.count(name) == 1 else f"{name} ({cut[: place + 1].count(name)})", limit + 6)
+        for place, name in enumerate(cut)
+    ]
 
 
 def wrapped(text: Any, width: int = 60, lines: int = 4) -> str:

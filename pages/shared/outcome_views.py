@@ -18,6 +18,7 @@ from metamoe_backend.evaluate.outcomes import (
     count_outcomes,
     count_solvers,
     find_best_single,
+    find_complete,
     find_solved_by,
     tabulate_part,
 )
@@ -28,7 +29,7 @@ from metamoe_backend.figures.outcomes import (
     make_solvers_figure,
 )
 from pages.shared.charts import clicked_points, show_figure
-from pages.shared.i18n import _
+from pages.shared.i18n import _, ngettext
 from pages.shared.layout import answer_line, plain
 from pages.shared.outcome_questions import Chosen
 from pages.shared.state import segment_in_address, select_in_address
@@ -36,6 +37,8 @@ from pages.shared.tables import difference_text, p_column, p_text, percent, show
 
 MOST_SETS = 24
 """Sets of solvers that are drawn; the smaller ones are counted."""
+MOST_LEFT_OUT = 4
+"""Systems left out of a figure that are named; the others are counted."""
 
 _outcomes = st.cache_data(show_spinner=False, max_entries=32)(compute_outcomes)
 _errors = st.cache_data(show_spinner=False, max_entries=32)(compute_error_rates)
@@ -222,7 +225,8 @@ def _is_of(frame: pd.DataFrame, group: str, name: str | None) -> pd.Series:
 def render_errors(view: View, part: Part) -> Chosen | None:
     """Every system's error rate on the part, with the oracle as the bound; returns the errors that were clicked."""
     name, outcome = part
-    errors = _errors(view.predictions, view.experts, view.evaluated, outcome, view.group)
+    others = _find_comparable(view, name)
+    errors = _errors(view.predictions, view.experts, others, outcome, view.group)
     errors = errors[errors[view.group] == (name or ALL_TASKS)]
     n = int(errors["n"].max()) if len(errors) else 0
     st.markdown(
@@ -238,17 +242,28 @@ def render_errors(view: View, part: Part) -> Chosen | None:
     figure = make_error_figure(errors, kinds)
     event = show_figure(figure, key=f"outcomes_errors_{view.group}_{name}_{outcome}", alt=alt, select="points")
     st.caption(f"{alt} {_('Click a point to see the errors.')}")
+    left_out = [each for each in view.evaluated if each not in others]
+    if left_out:
+        names = ", ".join(left_out[:MOST_LEFT_OUT]) + (" …" if len(left_out) > MOST_LEFT_OUT else "")
+        text = ngettext("{n} system that did not answer all of these questions is left out: {names}", "{n} systems that did not answer all of these questions are left out: {names}", len(left_out))  # fmt: skip
+        st.caption(text.format(n=len(left_out), names=plain(names)))
     points = clicked_points(event)
     if not points or not points[0].get("customdata"):
         return None
     return _find_errors(view, part, str(points[0]["customdata"][0]))
 
 
+def _find_comparable(view: View, name: str | None) -> list[str]:
+    """The systems that answered all questions of a task or skill: one that did not would take some from all others."""
+    predictions = view.predictions
+    asked = predictions if name is None else predictions[predictions[view.group].fillna(NO_SKILL) == name]
+    return find_complete(asked, view.experts, view.evaluated)
+
+
 def _find_errors(view: View, part: Part, system: str) -> Chosen:
     name, outcome = part
-    solved = _part(
-        view.predictions, view.experts, [each for each in view.evaluated if each not in view.experts], outcome
-    )
+    others = [each for each in _find_comparable(view, name) if each not in view.experts]
+    solved = _part(view.predictions, view.experts, others, outcome)
     outcomes = _outcomes(view.predictions, view.experts)
     ids = set(outcomes.loc[_is_of(outcomes, view.group, name), "question_id"])
     solved = solved[solved.index.get_level_values("question_id").isin(ids)]
