@@ -160,6 +160,12 @@ def test_two_gpus_work_at_once_and_each_worker_sees_its_own(workspace: Workspace
     assert [run.read_state().device for run in runs] == ["cuda:0", "cuda:1", "cuda:1", "cpu"]
 
 
+@pytest.mark.parametrize(("cores", "text"), [({0}, "1 core, "), ({0, 1}, "2 cores, ")])
+def test_the_cpu_says_how_many_cores_it_has(monkeypatch: pytest.MonkeyPatch, cores: set[int], text: str) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores)
+    assert list_devices()[-1].description.startswith(text)
+
+
 def test_the_cpu_is_always_a_device() -> None:
     devices = list_devices()
     assert devices[-1].name == "cpu" and "memory" in devices[-1].description

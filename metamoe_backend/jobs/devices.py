@@ -27,7 +27,7 @@ def list_devices() -> list[Device]:
     memory = psutil.virtual_memory().total
     return [
         *_list_gpus(os.environ.get("CUDA_VISIBLE_DEVICES")),
-        Device("cpu", f"{cores} cores, {memory / 1e9:.0f} GB memory", memory_bytes=memory),
+        Device("cpu", f"{cores} core{'' if cores == 1 else 's'}, {memory / 1e9:.0f} GB memory", memory_bytes=memory),
     ]
 
 
