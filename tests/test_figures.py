@@ -23,7 +23,7 @@ from metamoe_backend.figures.routing import (
     make_skill_heatmap_figure,
     make_token_figure,
 )
-from metamoe_backend.figures.style import GREY, plain, wrapped
+from metamoe_backend.figures.style import GREY, name_ticks, plain, wrapped
 
 
 def test_a_map_is_one_trace_of_points_whatever_the_number_of_groups():
@@ -225,6 +225,19 @@ def test_how_often_each_expert_is_chosen():
     heatmap = make_choice_figure(shares, ["a"], draws=3).data[0]
     assert list(heatmap.x) == ["K = 1", "K = 5"] and list(heatmap.y) == ["★ a", "&lt;b&gt;"]
     assert heatmap.text[0][1] == "2/3"
+
+
+@given(st.lists(st.text("ab-.", min_size=1, max_size=60), unique=True, max_size=30), st.integers(8, 40))
+def test_ticks_of_different_names_differ_and_are_short(names: list[str], limit: int):
+    ticks = name_ticks(names, limit)
+    assert len(set(ticks)) == len(names)
+    assert all(len(tick) <= limit + 6 for tick in ticks)
+    assert all(tick == name for tick, name in zip(ticks, names, strict=True) if max(map(len, names)) <= limit)
+
+
+def test_ticks_say_where_long_names_part():
+    names = ["paper-ablated.arc_easy.accuracy-alone", "paper-ablated.boolq.accuracy-alone", "base"]
+    assert name_ticks(names) == ["…arc_easy.accuracy-alone", "…boolq.accuracy-alone", "base"]
 
 
 @given(st.text())

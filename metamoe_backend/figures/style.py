@@ -1,7 +1,9 @@
 """What all figures share: colours with a meaning, margins, and hover text that cannot carry markup."""
 
 import html
+from collections import Counter
 from collections.abc import Iterable
+from itertools import takewhile
 from typing import Any
 
 import plotly.graph_objects as go
@@ -36,12 +38,27 @@ def plain(text: Any, limit: int = 160) -> str:
 
 
 def name_ticks(names: Iterable[str], limit: int = 24) -> list[str]:
-    """Names as ticks, cut in the middle where long; two that are then alike are numbered, for ticks must differ."""
-    cut = [name if len(name) <= limit else f"{name[: limit // 2]}…{name[-(limit // 2 - 1) :]}" for name in names]
+    """Names as ticks, cut in the middle where long; no two are alike, for alike ticks are one.
+
+    What would be alike is cut at the beginning, up to where the names part; what still is, is numbered.
+    """
+    whole = list(names)
+    cut = [_cut(name, limit) for name in whole]
+    for tick in [tick for tick, n in Counter(cut).items() if n > 1]:
+        alike = [place for place, each in enumerate(cut) if each == tick]
+        letters = zip(*(whole[place] for place in alike), strict=False)
+        shared = sum(1 for _ in takewhile(lambda each: len(set(each)) == 1, letters))
+        for place in alike:
+            cut[place] = "…" + _cut(whole[place][shared:], limit - 1)
+    counts = Counter(cut)
     return [
-        plain(name if cut.count(name) == 1 else f"{name} ({cut[: place + 1].count(name)})", limit + 6)
-        for place, name in enumerate(cut)
+        plain(tick if counts[tick] == 1 else f"{tick} ({cut[: place + 1].count(tick)})", limit + 6)
+        for place, tick in enumerate(cut)
     ]
+
+
+def _cut(name: str, limit: int) -> str:
+    return name if len(name) <= limit else f"{name[: limit // 2]}…{name[-(limit // 2 - 1) :]}"
 
 
 def wrapped(text: Any, width: int = 60, lines: int = 4) -> str:
