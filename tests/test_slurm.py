@@ -172,7 +172,7 @@ def test_each_run_gets_the_devices_it_asks_for(gpus: int, config: dict[str, Any]
     if device is not None:
         assert slurm.choose_device(config, profile, "big") == device
         return
-    with pytest.raises(ConfigError, match=f"Profile big has {gpus} GPUs, but the run wants"):
+    with pytest.raises(ConfigError, match=f"Profile big has gpus = {gpus}, but the run wants"):
         slurm.choose_device(config, profile, "big")
 
 
@@ -182,13 +182,17 @@ def test_each_run_gets_the_devices_it_asks_for(gpus: int, config: dict[str, Any]
         (0, {"device": "cpu", "processes": 4}, "cpu"),
         (2, {"device": "auto", "processes": 4}, "cuda:0,cuda:1"),
         (8, {"device": "cuda", "processes": 2}, "cuda:0"),
-        (1, {"device": "auto", "processes": 4}, "Profile pair has 1 GPUs on each node, but the run wants 2; raise"),
+        (1, {"device": "auto", "processes": 4}, "Profile pair has gpus = 1 on each node, but the run wants 2; raise"),
         (
             2,
             {"device": "auto", "processes": 3},
-            "Profile pair has 2 nodes, but the run has 3 processes, which cannot be",
+            "Profile pair has nodes = 2, but the run has processes = 3, which cannot be",
         ),
-        (2, {"device": "auto"}, "Profile pair has 2 nodes, but the run has 1 processes, which cannot be spread over"),
+        (
+            2,
+            {"device": "auto"},
+            "Profile pair has nodes = 2, but the run has processes = 1, which cannot be spread over",
+        ),
     ],
 )
 def test_nodes_share_the_processes_evenly(gpus: int, config: dict[str, Any], expected: str) -> None:

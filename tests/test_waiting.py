@@ -464,7 +464,7 @@ def test_a_profile_too_small_for_a_waiting_run_is_said_at_once(store: Store) -> 
     (store.workspace.profiles / "small.toml").write_text("gpus = 1")
     launch_training(store, "arith")
     values = {"name": "moe", "tasks": ["toy"], "mode": "token", "top_k": 1, "base": "a/base", "experts": ["arith"]}
-    with pytest.raises(ConfigError, match="Profile small has 1 GPUs, but the run wants 2"):
+    with pytest.raises(ConfigError, match="Profile small has gpus = 1, but the run wants 2"):
         launch(store, "moe", values | {"device": "cuda", "processes": 2}, "ana", "small")
     assert "moe" not in [run.read_spec().stage for run in list_runs(store.workspace)]
 

@@ -62,7 +62,7 @@ def submit(run: RunFolder, state: StateFile, worker_command: Sequence[str]) -> N
     words = [*worker_command, str(run.path.resolve()), *_list_worker_options(profile, device)]
     job = _submit_command(run, profile, f"exec {shlex.join(words)}", device)
     run.write_state(state.model_copy(update={"job": job}))
-    run.append_log(f"Slurm's job {job}: {describe_request(profile, int(spec.config.get('processes', 1)))}")
+    run.append_log(f"Slurm's job {job}: {describe_request(profile, spec.processes)}")
 
 
 def submit_array(runs: Sequence[RunFolder], name: str, worker_command: Sequence[str]) -> None:
@@ -150,16 +150,16 @@ def choose_device(config: Mapping[str, Any], profile: Profile, name: str) -> str
     members, left = divmod(processes, profile.nodes)
     if left or not members:
         raise ConfigError(
-            f"Profile {name} has {profile.nodes} nodes, but the run has {processes} processes, which cannot be spread "
-            "over them evenly; choose another number of processes, or another profile."
+            f"Profile {name} has nodes = {profile.nodes}, but the run has processes = {processes}, which cannot "
+            "be spread over them evenly; choose another number of processes, or another profile."
         )
     if wanted == "cpu" or (wanted == "auto" and not profile.gpus):
         return "cpu"
     if members > profile.gpus:
         on_each = " on each node" if profile.nodes > 1 else ""
         raise ConfigError(
-            f"Profile {name} has {profile.gpus} GPUs{on_each}, but the run wants {members}; raise gpus in the profile, "
-            "or choose another device or fewer processes."
+            f"Profile {name} has gpus = {profile.gpus}{on_each}, but the run wants {members}; raise gpus in the "
+            "profile, or choose another device or fewer processes."
         )
     return ",".join(f"cuda:{number}" for number in range(members))
 

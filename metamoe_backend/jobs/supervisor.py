@@ -556,8 +556,9 @@ def find_slot(wanted: str, processes: int, devices: Sequence[str], busy: set[str
             f"Device {wanted} does not exist here (there are: {', '.join(devices)}); choose another."
         )
     cores = len(os.sched_getaffinity(0))
-    if processes > (cores if choices == ["cpu"] else len(choices)):
-        there = f"{cores} cores" if choices == ["cpu"] else f"{len(choices)} GPUs"
+    most, what = (cores, "core") if choices == ["cpu"] else (len(choices), "GPU")
+    if processes > most:
+        there = f"{most} {what}{'' if most == 1 else 's'}"
         raise UnavailableError(f"processes is {processes}, but device {wanted} has {there} here; lower processes.")
     needed = 1 if choices == ["cpu"] else processes
     free = [name for name in choices if name not in busy][:needed]
@@ -566,8 +567,8 @@ def find_slot(wanted: str, processes: int, devices: Sequence[str], busy: set[str
 
 def _wanted_devices(run: RunFolder) -> tuple[str, int]:
     """Device and number of processes; a stage without a device setting does not need a GPU."""
-    config = run.read_spec().config
-    return str(config.get("device", "cpu")), int(config.get("processes", 1))
+    spec = run.read_spec()
+    return str(spec.config.get("device", "cpu")), spec.processes
 
 
 def main(
