@@ -143,6 +143,13 @@ def _list_named(config: StageConfig) -> dict[str, list[str]]:
     return {field: [name for name in names if isinstance(name, str)] for field, names in listed.items()}
 
 
+def read_names(run: RunFolder) -> list[str]:
+    """What a training will call the adapters or the mixture it makes; empty for others, and while it waits."""
+    column = {"train": "adapter", "sequence": "adapter", "moe": "mixture"}.get(run.read_spec().stage)
+    target = None if column is None else run.read_input("target")
+    return [] if target is None else list(target[column])
+
+
 def _predict_names(run: RunFolder, status: RunStatus, taken: Collection[str]) -> set[str]:
     """What others will name when they use what a run makes."""
     from metamoe_backend.experts.bank import find_free_name
@@ -151,9 +158,8 @@ def _predict_names(run: RunFolder, status: RunStatus, taken: Collection[str]) ->
         return {status.run_id}
     if status.stage not in _MAKERS:
         return set()
-    target = run.read_input("target")
-    if target is not None:
-        return set(target["mixture" if status.stage == "moe" else "adapter"])
+    if names := read_names(run):
+        return set(names)
     if status.stage == "sequence":
         return {f"{status.name}-{number}" for number, _ in enumerate(run.read_spec().config["order"], 1)}
     return {find_free_name(status.name, taken)}

@@ -80,6 +80,13 @@ def insert_rows(store: Store, stage: str, **tables: pd.DataFrame) -> str:
     return run.run_id
 
 
+def insert_system(store: Store, name: str) -> None:
+    """An expert on the base model a/base, without its weights."""
+    system = {"system": name, "kind": "expert", "base": "a/base", "path": name, "experts": [], "settings": "{}"}
+    row = {**system, "sha256": "1", "created_at": datetime(2026, 11, 1)}
+    insert_rows(store, "train", system=pd.DataFrame([row]))
+
+
 def insert_questions(store: Store, n: int, task: str = "toy", split: str = "train") -> list[str]:
     """`n` questions of a task; returns their ids."""
     made_at = datetime(2026, 11, 1)

@@ -22,6 +22,7 @@ from metamoe_backend.store.connection import Store
 from metamoe_backend.verbs import common
 from metamoe_backend.verbs import workspace as workspace_verbs
 from metamoe_backend.workspace import Workspace
+from tests.conftest import insert_questions, insert_system
 from tests.fake_encoder import install
 from tests.tiny_models import make_tiny_base
 
@@ -246,8 +247,20 @@ def test_a_plan_freezes_a_labelling_under_its_name(loop: dict[str, Any]):
 @pytest.mark.parametrize("verb", ["train in a worker", "train expert", "train mixed", "train moe"])
 def test_training_says_which_run_and_how_it_ended(loop: dict[str, Any], verb: str):
     assert loop[verb]["state"] == "finished"
+    names = {"train in a worker": "calc", "train expert": "eyes", "train mixed": "mixed", "train moe": "both"}
+    assert loop[verb]["makes"] == [names[verb]]
     state = ask(loop["workspace"], f"SELECT state FROM run WHERE run_id = '{loop[verb]['run_id']}'")
     assert state == [["finished"]]
+
+
+def test_a_name_that_is_taken_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("metamoe_backend.jobs.supervisor._ensure_supervisor", lambda _: None)
+    with Store.open(Workspace(tmp_path / "ws"), "a test") as store:
+        insert_questions(store, 4)
+        insert_system(store, "arith")
+    said = say(tmp_path / "ws", "train", "expert", "arith", "--task", "toy", "--base", "a/base", "--json")
+    assert said.json["makes"] == ["arith-2"]
+    assert "arith is taken: what this run makes will be called arith-2." in said.err
 
 
 def test_the_worker_ran_apart_and_its_results_were_taken_in(loop: dict[str, Any]):

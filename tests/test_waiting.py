@@ -8,7 +8,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
 from metamoe_backend import waiting
@@ -43,7 +42,7 @@ from metamoe_backend.store.connection import THE_QUEUE, Store
 from metamoe_backend.verbs import common
 from metamoe_backend.workspace import Workspace
 from pages.shared.run_words import reason_text
-from tests.conftest import insert_questions, insert_rows
+from tests.conftest import insert_questions, insert_rows, insert_system
 from tests.fake_jobs import STAGES, find_processes, wait_for
 
 
@@ -372,11 +371,6 @@ def test_the_worst_of_several_counts_and_passes_on() -> None:
 
 
 # ---- launching ----------------------------------------------------------------------------------------------------
-
-
-def insert_system(store: Store, name: str) -> None:
-    system = {"system": name, "kind": "expert", "base": "a/base", "path": name, "experts": [], "settings": "{}"}
-    insert_rows(store, "train", system=pd.DataFrame([{**system, "sha256": "1", "created_at": utc_now()}]))
 
 
 def launch_training(store: Store, name: str) -> RunFolder:

@@ -143,7 +143,7 @@ def _prepare_model(base: "LoadedBase", config: TrainConfig) -> "tuple[Any, list[
         places = choose_places(len(base.model.get_decoder().layers), config.blocks)
         return base.model, expand_blocks(base.model, places)
     if config.method == "osf":
-        _check_targets(base.model, config.lora)
+        check_targets(base.model, config.lora)
         return add_subspaces(base.model, config.lora, config.optim.seed), []
     return add_lora(base.model, config.lora, config.optim.seed), []
 
@@ -210,15 +210,6 @@ def add_lora(model: "nn.Module", lora: LoraSettings, seed: int) -> Any:
 
 def check_targets(model: Any, lora: LoraSettings) -> None:
     """Raise `ConfigError` for a target that is no linear module of the model."""
-    known = list_linear_modules(model)
-    if unknown := [target for target in lora.targets if target not in known]:
-        raise ConfigError(
-            f"lora.targets: {', '.join(unknown)} matches no linear module of the base model; choose among "
-            f"{', '.join(known)}."
-        )
-
-
-def _check_targets(model: "nn.Module", lora: LoraSettings) -> None:
     known = list_linear_modules(model)
     if unknown := [target for target in lora.targets if target not in known]:
         raise ConfigError(

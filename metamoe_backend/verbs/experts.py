@@ -4,7 +4,7 @@ import argparse
 
 from metamoe_backend.config import parse_config
 from metamoe_backend.errors import ConfigError, NotFoundError
-from metamoe_backend.launch import run_now
+from metamoe_backend.launch import read_names, run_now
 from metamoe_backend.pipeline import STAGES
 from metamoe_backend.store.connection import Store
 from metamoe_backend.verbs.common import (
@@ -72,9 +72,12 @@ def _train(options: argparse.Namespace, stage: str, values: Result) -> Result:
         if stage != "sequence" and not any(values.get(source) for source in ("plan", "tasks", "data")):
             values |= _choose_source(store, stage, values)
         run = queue(store, stage, values, options)
+    made, name = read_names(run), run.read_spec().name
+    if stage != "sequence" and made not in ([], [name]):
+        say(f"{name} is taken: what this run makes will be called {made[0]}.")
     if options.wait:
         wait_for(run)
         take_in(options)
     status = run.read_state()
     say(f"Run {run.run_id}: {status.state}.")
-    return {"run_id": run.run_id, "state": status.state}
+    return {"run_id": run.run_id, "state": status.state, "makes": made}
