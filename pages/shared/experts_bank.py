@@ -14,7 +14,7 @@ from metamoe_backend.store.questions import fetch_tasks
 from metamoe_backend.store.reviews import fetch_reviews
 from pages.shared.config_form import FormOptions, render_fields
 from pages.shared.i18n import _
-from pages.shared.layout import canvas_and_inspector, confirm, plain, question_text
+from pages.shared.layout import canvas_and_inspector, confirm_and_rerun, plain, question_text
 from pages.shared.relabelling import change_sentence, describe_changes, since_help
 from pages.shared.review_views import render_verdict_form, verdict_name
 from pages.shared.state import get_person, get_selection, get_store, open_page, per_version, select
@@ -150,5 +150,4 @@ def render_import(adapters: pd.DataFrame) -> None:
                 return
             st.session_state["experts_imported"] = st.session_state.get("experts_imported", 0) + 1
             select(expert=values["name"])
-            confirm(_("{name} is in the bank.").format(name=plain(values["name"])))
-            st.rerun()
+            confirm_and_rerun(_("{name} is in the bank.").format(name=plain(values["name"])))

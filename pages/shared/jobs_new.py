@@ -34,7 +34,7 @@ from pages.shared.config_form import FormOptions, render_fields, render_nested
 from pages.shared.errors import error_boundary
 from pages.shared.i18n import _
 from pages.shared.jobs_memory import render_need
-from pages.shared.layout import confirm, empty_state, plain
+from pages.shared.layout import confirm_and_rerun, empty_state, plain
 from pages.shared.run_reading import ACTIVE, read_statuses
 from pages.shared.run_words import run_title
 from pages.shared.state import get_person, get_store, get_workspace, per_version, select
@@ -369,5 +369,4 @@ def _render_start(stage: str, values: dict[str, Any], profile: str | None) -> No
         run = launch(get_store(), stage, values, get_person(), profile)
         select(run=run.run_id)
         close_new_run()
-        confirm(_("{name} is queued.").format(name=plain(run.read_spec().name)))
-        st.rerun()
+        confirm_and_rerun(_("{name} is queued.").format(name=plain(run.read_spec().name)))

@@ -1,7 +1,7 @@
 """The frame every page fills: title and action, the answer, canvas and inspector, and what an empty page says."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
@@ -24,6 +24,8 @@ __all__ = [
 ]
 
 _UNDO = "undo"
+_SAID = "said"
+"""What the next run says."""
 _CLAMP_CHARACTERS, _CLAMP_LINES = 280, 6
 
 
@@ -108,8 +110,18 @@ def confirm(message: str, undo: Callable[[], Any] | None = None) -> None:
     st.session_state[_UNDO] = (message, undo) if undo else None
 
 
+def confirm_and_rerun(message: str, undo: Callable[[], Any] | None = None) -> NoReturn:
+    """`confirm`, and draw the page again: the next run says it, for Streamlit may drop what one says before a rerun."""
+    st.session_state[_SAID] = message
+    st.session_state[_UNDO] = (message, undo) if undo else None
+    st.rerun()
+
+
 def render_undo() -> None:
     """The last thing that was stored, with its Undo, until the person acts on it or stores something else."""
+    said = st.session_state.pop(_SAID, None)
+    if said is not None:
+        st.toast(said, icon=":material/check:")
     place = st.container()  # there or not, it takes one place: what follows stays where it is, and is not sent again
     kept = st.session_state.get(_UNDO)
     if not kept:

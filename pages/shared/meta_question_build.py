@@ -16,7 +16,7 @@ from metamoe_backend.store.runs import fetch_runs
 from pages.shared.errors import error_boundary, guarded
 from pages.shared.i18n import _
 from pages.shared.jobs_line import fetch_active_runs
-from pages.shared.layout import confirm, plain
+from pages.shared.layout import confirm_and_rerun, plain
 from pages.shared.state import get_person, get_store, get_workspace, per_version
 from pages.shared.tables import duration_text
 
@@ -43,11 +43,11 @@ def _render_dialog(tasks: list[str]) -> None:
     if not st.button(_("Build meta-questions"), type="primary", key="meta_new_go"):
         return
     try:
-        _build_by_template(values) if method == "template" else _launch(values)
+        said = _build_by_template(values) if method == "template" else _launch(values)
     except UserError as error:
         st.error(plain(error), icon=":material/error:")
         return
-    st.rerun()
+    confirm_and_rerun(said)
 
 
 def _help(field: str) -> str:
@@ -90,7 +90,7 @@ def _choose_model() -> dict[str, Any]:
     return values
 
 
-def _build_by_template(values: dict[str, Any]) -> None:
+def _build_by_template(values: dict[str, Any]) -> str:
     bar = st.progress(0.0, text=_("Building …"))
 
     def on_progress(done: int, total: int) -> None:
@@ -101,16 +101,14 @@ def _build_by_template(values: dict[str, Any]) -> None:
         status = run_now(get_store(), STAGE, values, get_person(), on_progress).read_state()
     finally:
         bar.empty()
-    confirm(
-        _("{built} meta-questions built, {reused} reused.").format(
-            built=f"{status.total:,}", reused=f"{int(status.metrics.get('reused', 0)):,}"
-        )
+    return _("{built} meta-questions built, {reused} reused.").format(
+        built=f"{status.total:,}", reused=f"{int(status.metrics.get('reused', 0)):,}"
     )
 
 
-def _launch(values: dict[str, Any]) -> None:
+def _launch(values: dict[str, Any]) -> str:
     launch(get_store(), STAGE, values, get_person())
-    confirm(_("The build is queued; it goes on when you leave this page."))
+    return _("The build is queued; it goes on when you leave this page.")
 
 
 @per_version

@@ -15,7 +15,7 @@ from metamoe_backend.store.questions import (
 )
 from pages.shared.errors import guarded
 from pages.shared.i18n import _, ngettext
-from pages.shared.layout import confirm, plain, question_text
+from pages.shared.layout import confirm_and_rerun, plain, question_text
 from pages.shared.marking import mark_differences
 from pages.shared.state import get_person, get_selection, get_store, open_page, per_version, select
 from pages.shared.tables import accuracy_text, show_table
@@ -129,8 +129,7 @@ def _render_form(store: Store, row: Any) -> None:
         text = st.text_area(_("Edit the meta-question"), value=row.text, key=key, height=110, max_chars=4000)
         if st.form_submit_button(_("Save"), icon=":material/save:"):
             event = edit_meta_question(store, row.question_id, row.method, text, get_person())
-            confirm(_("Meta-question stored."), undo=lambda: undo(get_store(), event, get_person()))
-            st.rerun()
+            confirm_and_rerun(_("Meta-question stored."), undo=lambda: undo(get_store(), event, get_person()))
 
 
 def _render_alike(rows: pd.DataFrame, row: Any) -> None:

@@ -11,7 +11,7 @@ from metamoe_backend.store.connection import Store
 from metamoe_backend.store.reviews import fetch_reviews, leave_review
 from pages.shared.errors import guarded
 from pages.shared.i18n import _
-from pages.shared.layout import confirm, plain, question_text
+from pages.shared.layout import confirm_and_rerun, plain, question_text
 from pages.shared.state import get_person, open_page, select
 from pages.shared.tables import show_table
 
@@ -171,5 +171,4 @@ def render_verdict_form(store: Store, kind: str, target: str) -> None:
 
 def _leave(store: Store, kind: str, target: str, verdict: Any, comment: str) -> None:
     leave_review(store, kind, target, verdict, comment, get_person())
-    confirm(_("Review stored."))
-    st.rerun()
+    confirm_and_rerun(_("Review stored."))

@@ -12,7 +12,7 @@ from metamoe_backend.store.labellings import fetch_labelling_items, restore_labe
 from metamoe_backend.store.skills import fetch_labelling_skills
 from pages.shared.errors import error_boundary, guarded
 from pages.shared.i18n import _, ngettext
-from pages.shared.layout import confirm, plain
+from pages.shared.layout import confirm, confirm_and_rerun, plain
 from pages.shared.skill_cells import as_chips, skill_chips
 from pages.shared.skills_data import load_labellings, load_skills
 from pages.shared.state import get_person, get_store, open_page, per_version, select
@@ -166,5 +166,4 @@ def _render_freeze(store: Store, suggestions: pd.DataFrame) -> None:
             none = FreezeConfig.model_fields["threshold"].default
             values = {"labelling": name.strip(), "threshold": threshold if with_suggestions else none}
             run_now(store, "freeze", values, get_person())
-            confirm(_("Frozen as '{name}'").format(name=plain(name.strip())))
-            st.rerun()
+            confirm_and_rerun(_("Frozen as '{name}'").format(name=plain(name.strip())))

@@ -19,7 +19,7 @@ from pages.shared.constraining import render_constraints
 from pages.shared.errors import error_boundary, guarded
 from pages.shared.find import keep_found
 from pages.shared.i18n import _, ngettext
-from pages.shared.layout import confirm, plain, question_text
+from pages.shared.layout import confirm, confirm_and_rerun, plain, question_text
 from pages.shared.map_drawing import method_name, of_name
 from pages.shared.skill_cells import as_chips, skill_chips
 from pages.shared.skills_data import load_newest_map
@@ -75,8 +75,7 @@ def _render_suggest(store: Store, suggestions: pd.DataFrame) -> None:
         with error_boundary():
             with st.spinner(_("Suggesting …"), show_time=True):
                 run_now(store, "suggest", {"encoder": encoder, "of": of, "method": method}, get_person())
-            confirm(_("Suggestions are new; labels are untouched."))
-            st.rerun()
+            confirm_and_rerun(_("Suggestions are new; labels are untouched."))
 
 
 def _render_threshold(suggestions: pd.DataFrame) -> None:

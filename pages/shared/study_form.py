@@ -13,7 +13,7 @@ from metamoe_backend.study.studies import create_study
 from pages.shared.config_form import FormOptions, render_fields, render_nested
 from pages.shared.errors import error_boundary
 from pages.shared.i18n import _
-from pages.shared.layout import confirm
+from pages.shared.layout import confirm_and_rerun
 from pages.shared.state import get_person, get_store, per_version
 
 _SHORT = ("k", "experts", "shortlist", "top_k", "budget", "eval_limit")
@@ -49,10 +49,9 @@ def render_study_form(opened: bool) -> None:
 def _start(values: dict[str, Any]) -> None:
     create_study(get_store(), {key: value for key, value in values.items() if value != ""}, get_person())
     go_on(get_store(), values["name"], get_person())
-    confirm(_("Study {name} has begun.").format(name=values["name"]))
     st.query_params["study"] = values["name"]
     st.session_state.pop("study", None)
-    st.rerun()
+    confirm_and_rerun(_("Study {name} has begun.").format(name=values["name"]))
 
 
 def _render_fields(targets: list[str], train: list[str], adapters: list[str], plans: list[str]) -> dict[str, Any]:

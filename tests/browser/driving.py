@@ -28,6 +28,13 @@ ARGUMENTS = [
     "--enable-unsafe-swiftshader",
     "--disable-background-networking",
 ]
+KEEP_TOASTS = """
+window.said = new Set();
+new MutationObserver(() => {
+  for (const toast of document.querySelectorAll('[data-testid="stToast"]')) window.said.add(toast.textContent);
+}).observe(document, {childList: true, subtree: true, characterData: true});
+"""
+"""A toast goes after four seconds, which a busy machine may take to look."""
 IDLE = '[data-testid="stApp"][data-test-script-state="notRunning"]'
 SIZE: ViewportSize = {"width": 1280, "height": 900}
 PATIENCE_MS = 120_000
@@ -154,6 +161,7 @@ def open_tab(
     """A tab of a person of their own, 1280 wide, who is as patient as the expectations."""
     context = browser.new_context(base_url=dashboard.url, viewport=SIZE, locale=locale, color_scheme=scheme)
     context.set_default_timeout(PATIENCE_MS)
+    context.add_init_script(KEEP_TOASTS)
     yield context.new_page()
     context.close()
 
@@ -183,6 +191,11 @@ def shows_bug(page: Page) -> bool:
 
 def expect_no_bug(page: Page) -> None:
     assert not shows_bug(page), page.inner_text("body")
+
+
+def expect_said(page: Page, text: str) -> None:
+    """Wait until a toast of this page has said this, gone by now or not."""
+    page.wait_for_function("text => [...window.said].some(each => each.includes(text))", arg=text)
 
 
 def screenshot(page: Page, name: str, full: bool = False) -> Path:

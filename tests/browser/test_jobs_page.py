@@ -115,10 +115,13 @@ def test_a_run_outlives_the_dashboard_and_is_stopped_resumed_and_finished(
 
 def test_a_run_is_picked_in_the_table_and_stands_in_the_address(page: Page) -> None:
     open_page(page, "jobs")
+    title = page.locator("strong").get_by_text(" · ")
+    before = title.inner_text()
     page.locator(".dvn-scroller").first.click(position={"x": 16, "y": 160})
+    expect(title).not_to_have_text(before)
     wait_idle(page)
     expect(page.get_by_role("button", name="run 20", exact=False)).to_be_visible()
     assert "run=" in page.url
-    picked, address = page.locator("strong").get_by_text(" · ").inner_text(), page.url.split("?", 1)[1]
+    picked, address = title.inner_text(), page.url.split("?", 1)[1]
     open_page(page, "jobs", address)
-    expect(page.locator("strong").get_by_text(" · ")).to_have_text(picked)
+    expect(title).to_have_text(picked)

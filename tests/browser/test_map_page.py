@@ -12,6 +12,7 @@ from tests.browser.driving import (
     PATIENCE_MS,
     Dashboard,
     expect_no_bug,
+    expect_said,
     lasso,
     open_page,
     open_tab,
@@ -66,7 +67,7 @@ def test_a_lasso_labels_its_questions_and_undo_takes_it_back(fresh_page: Page, f
     message = page.get_by_text(f"Labelled {n} questions 'knights and knaves'").first
     expect(message).to_be_visible()
     page.get_by_role("button", name="Undo", exact=True).click()
-    expect(page.get_by_text("Taken back.")).to_be_visible()
+    expect_said(page, "Taken back.")
     wait_idle(page)
     page.get_by_role("button", name="Label all").click()
     expect(message).to_be_visible()
@@ -168,7 +169,7 @@ def test_a_cluster_is_renamed_merged_and_split_and_each_is_taken_back(fresh_page
     screenshot(page, "map_clusters", full=True)
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Undo", exact=True).click()
-    expect(page.get_by_text("Taken back.")).to_be_visible()
+    expect_said(page, "Taken back.")
     wait_idle(page)
     assert read_names(page) == before
     page.get_by_role("button", name="Merge").first.click()
@@ -192,7 +193,7 @@ def test_two_clusters_are_said_to_need_different_skills_and_that_is_taken_back(
     wait_idle(page)
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Undo", exact=True).click()
-    expect(page.get_by_text("Taken back.")).to_be_visible()
+    expect_said(page, "Taken back.")
     wait_idle(page)
     page.get_by_role("button", name="Compare").first.click()
     page.get_by_role("button", name="Same skill").click()

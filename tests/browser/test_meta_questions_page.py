@@ -11,7 +11,7 @@ pytest.importorskip("playwright.sync_api")
 
 from playwright.sync_api import Page, expect
 
-from tests.browser.driving import Dashboard, open_page, screenshot, wait_idle
+from tests.browser.driving import Dashboard, expect_said, open_page, screenshot, wait_idle
 
 pytestmark = pytest.mark.browser
 
@@ -42,7 +42,7 @@ def test_one_builds_by_template_and_the_old_ones_are_replaced(fresh_page: Page):
     fresh_page.get_by_role("button", name="Build", exact=False).first.click()
     wait_idle(fresh_page)
     fresh_page.get_by_role("dialog").get_by_role("button", name="Build meta-questions").click()
-    expect(fresh_page.get_by_text("420 meta-questions built, 0 reused.").first).to_be_visible()
+    expect_said(fresh_page, "420 meta-questions built, 0 reused.")
 
 
 def test_a_server_without_an_address_is_refused_in_a_sentence(page: Page):

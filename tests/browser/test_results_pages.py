@@ -5,7 +5,7 @@ import re
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.browser.driving import open_page, screenshot, wait_idle
+from tests.browser.driving import expect_said, open_page, screenshot, wait_idle
 
 pytestmark = pytest.mark.browser
 
@@ -150,5 +150,5 @@ def test_a_file_is_imported_and_a_bad_one_is_not(fresh_page: Page, tmp_path) -> 
             wait_idle(fresh_page)
         else:
             dialog.get_by_role("button", name="3. Import as capitals").click()
-            expect(fresh_page.get_by_text("1 questions imported into capitals.").first).to_be_visible()
+            expect_said(fresh_page, "1 questions imported into capitals.")
     expect(fresh_page.get_by_text("8 tasks with 421 questions", exact=False)).to_be_visible()

@@ -17,6 +17,7 @@ from metamoe_backend.workspace import Workspace
 from tests.browser.driving import (
     Dashboard,
     expect_no_bug,
+    expect_said,
     open_page,
     open_tab,
     running_dashboard,
@@ -181,7 +182,7 @@ def test_suggestions_above_a_threshold_become_labels_and_are_frozen(
     page.get_by_role("tab", name="Labellings").click()
     page.get_by_role("textbox", name="Name of the labelling").fill("v2")
     page.get_by_role("button", name="Freeze").click()
-    expect(page.get_by_text("Frozen as 'v2'").first).to_be_visible()
+    expect_said(page, "Frozen as 'v2'")
     end(fresh_dashboard)
     with Store.open(Workspace(fresh_dashboard.workspace)) as store:
         labellings = fetch_labellings(store).set_index("labelling")
