@@ -258,7 +258,8 @@ def test_a_name_that_is_taken_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
     with Store.open(Workspace(tmp_path / "ws"), "a test") as store:
         insert_questions(store, 4)
         insert_system(store, "arith")
-    said = say(tmp_path / "ws", "train", "expert", "arith", "--task", "toy", "--base", "a/base", "--json")
+    base = make_tiny_base(tmp_path / "tiny")
+    said = say(tmp_path / "ws", "train", "expert", "arith", "--task", "toy", "--base", base, "--json")
     assert said.json["makes"] == ["arith-2"]
     assert "arith is taken: what this run makes will be called arith-2." in said.err
 
