@@ -43,6 +43,7 @@ def test_one_builds_by_template_and_the_old_ones_are_replaced(fresh_page: Page):
     wait_idle(fresh_page)
     fresh_page.get_by_role("dialog").get_by_role("button", name="Build meta-questions").click()
     expect_said(fresh_page, "420 meta-questions built, 0 reused.")
+    expect(fresh_page.get_by_text("420 meta-questions built, 7 distinct, 0 edited by hand.")).to_be_visible()
 
 
 def test_a_server_without_an_address_is_refused_in_a_sentence(page: Page):
