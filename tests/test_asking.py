@@ -147,14 +147,17 @@ def test_examples_are_read_once_and_change_no_log_likelihood(loaded, kind: str, 
     with monkeypatch.context() as without:
         without.setattr(loglikelihood, "read_shared_prefix", lambda *_: None)
         whole = score_packed(system, pairs)
+        widths_without = spy_widths(loaded.model, without)
+        score_packed(system, pairs)
     widths = spy_widths(loaded.model, monkeypatch)
     shared = score_packed(system, pairs)
     if kind == "adapter":
         mixture.detach()
     for a, b in zip(whole, shared, strict=True):
         assert a == pytest.approx(b, abs=1e-4)
+    read, read_without = (sum(rows * width for rows, width in found) for found in (widths, widths_without))
     assert widths[0][0] == 1 and widths[0][1] > len(EXAMPLES)
-    assert all(width < len(EXAMPLES) for _, width in widths[1:])
+    assert read == read_without - (len(QUESTIONS) - 1) * widths[0][1]
 
 
 def test_examples_are_read_once_and_change_no_generated_text(loaded, monkeypatch):
@@ -170,14 +173,17 @@ def test_examples_are_read_once_and_change_no_generated_text(loaded, monkeypatch
 
 def test_memory_that_runs_out_once_halves_the_batch(prepared: Prepared, monkeypatch):  # noqa: F811
     expected = prepared.evaluate(systems=["base", "moe"]).rows("prediction").drop(columns="run_id")
-    for module, name in ((loglikelihood, "_score_batch"), (generation, "_generate_batch")):
+    for module, name, place in (
+        (loglikelihood, "_score_in_one_row", 1),
+        (loglikelihood, "_score_in_rows", 1),
+        (generation, "_generate_batch", 2),
+    ):
         original, sizes = getattr(module, name), []
 
-        def run(*args, original=original, sizes=sizes, **kwargs):
-            rows = args[5] if len(args) > 6 else args[2]
-            sizes.append(len(rows))
+        def run(*args, original=original, sizes=sizes, place=place, **kwargs):
+            sizes.append(len(args[place]))
             found = original(*args, **kwargs)
-            if len(sizes) == 1:
+            if sizes[-1] > 1 and not any(size > 1 for size in sizes[:-1]):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             return found
 

@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metamoe_backend.errors import InputError
-from metamoe_backend.evaluate.batches import pad_left, plan_batches
+from metamoe_backend.evaluate import loglikelihood, packed_attention
+from metamoe_backend.evaluate.batches import fill_batches, pad_left, plan_batches
 from metamoe_backend.evaluate.loglikelihood import iterate_logliks, pack_question
+from metamoe_backend.evaluate.packed_attention import make_tiles
 from metamoe_backend.evaluate.prompts import encode_pair, encode_prompt, make_continuation
 from metamoe_backend.models.base import load_base
 from metamoe_backend.models.systems import OpenSystem
@@ -48,11 +50,62 @@ def encode(tokenizer, questions=QUESTIONS):
     ]
 
 
+@pytest.fixture(params=["in one row", "in rows"])
+def layout(request, monkeypatch) -> str:
+    """Questions one behind the other, as on a processor, and one a row with padding, as on a GPU."""
+    if request.param == "in rows":
+        monkeypatch.setattr(loglikelihood, "can_pack", lambda _: False)
+    return str(request.param)
+
+
+def spy_shapes(model, monkeypatch) -> list[tuple[int, int]]:
+    """(rows, width) of every forward pass."""
+    shapes, forward = [], model.forward
+
+    def spy(*args, **kwargs):
+        shapes.append(tuple(kwargs["input_ids"].shape))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", spy)
+    return shapes
+
+
 @pytest.mark.parametrize("batch_tokens", [1, 128, 4096])
-def test_packed_equals_each_option_alone(base, batch_tokens):
+def test_packed_equals_each_option_alone(base, batch_tokens, layout):
     pairs = encode(base.tokenizer)
     packed = score_packed(OpenSystem(base.model, []), pairs, batch_tokens)
     for options, values in zip(pairs, packed, strict=True):
+        assert values == pytest.approx([score_alone(base.model, *pair) for pair in options], abs=1e-4)
+
+
+def test_in_one_row_nothing_is_padded(base, monkeypatch):
+    pairs = encode(base.tokenizer)
+    questions = [pack_question(options, 1024) for options in pairs]
+    shapes = spy_shapes(base.model, monkeypatch)
+    before = base.model.config._attn_implementation
+    score_packed(OpenSystem(base.model, []), pairs)
+    assert shapes == [(1, sum(len(question.tokens) for question in questions))]
+    assert base.model.config._attn_implementation == before, "generation and training attend as before"
+
+
+def test_a_model_whose_attention_cannot_be_replaced_gets_rows(base, monkeypatch):
+    monkeypatch.setattr(type(base.model), "_supports_attention_backend", False)
+    shapes = spy_shapes(base.model, monkeypatch)
+    score_packed(OpenSystem(base.model, []), encode(base.tokenizer))
+    assert sum(rows for rows, _ in shapes) == len(QUESTIONS)
+
+
+def test_questions_of_all_lengths_share_tiles(base, monkeypatch):
+    # Longer than a tile, shorter, and a prompt with options of one token, which needs no mask.
+    monkeypatch.setattr(packed_attention, "LEAST_TOKENS", 12)
+    pairs = [
+        [([7] * size + [number, *own], size) for number in range(2)]
+        for size, own in ((30, []), (14, [3, 4]), (5, [1]), (4, []), (3, [2, 2, 2]), (1, []))
+    ]
+    tiles = make_tiles([loglikelihood._find_seen(pack_question(options, 99)) for options in pairs], 0, base.model.dtype)
+    assert [tile.end - tile.start for tile in tiles] == [30, 18, 20, 1]
+    assert [tile.mask is None for tile in tiles] == [True, False, False, True]
+    for options, values in zip(pairs, score_packed(OpenSystem(base.model, []), pairs), strict=True):
         assert values == pytest.approx([score_alone(base.model, *pair) for pair in options], abs=1e-4)
 
 
@@ -63,6 +116,7 @@ rows = st.lists(st.lists(tokens, min_size=1, max_size=6), min_size=2, max_size=5
 @settings(max_examples=12)
 @given(st.lists(st.tuples(st.lists(tokens, min_size=1, max_size=12), rows), min_size=1, max_size=4), st.integers(0, 3))
 def test_any_tokens_packed_equal_each_option_alone(base, drawn, joined):
+    # Options may begin alike, be each other's beginning, or be the same.
     # `joined` prompt tokens differ between options, as where a tokenizer joins the prompt's end with the option.
     pairs = []
     for prompt, options in drawn:
@@ -78,6 +132,16 @@ def test_an_option_of_one_token_costs_nothing_beyond_the_prompt():
     assert packed.tokens.tolist() == [5, 6]
     assert packed.targets.tolist() == [7, 8]
     assert packed.predictors.tolist() == [1, 1]
+
+
+def test_what_options_begin_with_alike_is_read_once():
+    packed = pack_question([([5, 1, 2, 3], 1), ([5, 1, 2, 4, 9], 1), ([5, 8, 2, 9], 1), ([5, 1], 1)], 100)
+    assert packed.tokens.tolist() == [5, 1, 2, 4, 8, 2]
+    assert packed.parents.tolist() == [-1, 0, 1, 2, 0, 4]
+    assert packed.positions.tolist() == [0, 1, 2, 3, 1, 2]
+    assert packed.predictors.tolist() == [0, 1, 2, 0, 1, 2, 3, 0, 4, 5, 0]
+    assert packed.targets.tolist() == [1, 2, 3, 1, 2, 4, 9, 8, 2, 9, 1]
+    assert packed.options.tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3]
 
 
 def test_a_prompt_too_long_is_cut_on_the_left(base):
@@ -111,6 +175,15 @@ def test_batches_keep_to_the_budget_and_hold_every_row_once(lengths, budget):
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= budget
+    assert lengths[batches[0][0]] == max(lengths)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(1, 1000))
+def test_batches_of_one_row_keep_to_the_budget_and_hold_every_row_once(lengths, budget):
+    batches = fill_batches(lengths, budget)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or sum(lengths[row] for row in batch) <= budget
     assert lengths[batches[0][0]] == max(lengths)
 
 

@@ -45,6 +45,19 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int, pass_share: float = 
     return batches[::-1]
 
 
+def fill_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """As `plan_batches` where a pass is a single row without padding: its tokens, not its shape, are the budget."""
+    batches: list[list[int]] = []
+    room = 0
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if not batches or lengths[row] > room:
+            batches.append([])
+            room = batch_tokens
+        batches[-1].append(row)
+        room -= lengths[row]
+    return batches
+
+
 @dataclass(slots=True)
 class BatchBudget:
     """Padded tokens of a pass, as many as memory was found to hold so far."""
@@ -55,21 +68,23 @@ class BatchBudget:
 
 
 Result = TypeVar("Result")
+Plan = Callable[[Sequence[int], int], list[list[int]]]
+"""Rows per batch from their lengths and a budget of tokens."""
 
 
 def run_batches(
     lengths: Sequence[int],
     batch_tokens: int | BatchBudget,
     run: Callable[[list[int]], Result],
-    pass_share: float = PASS_SHARE,
+    plan: Plan = plan_batches,
 ) -> Iterator[tuple[list[int], Result]]:
-    """Rows per batch (`plan_batches`) and what `run` makes of them.
+    """Rows per batch (as `plan` cuts them) and what `run` makes of them.
 
     Where memory does not hold a batch, the budget is halved for it and all that follow. Raises `UnavailableError` where
     it does not hold one row.
     """
     budget = batch_tokens if isinstance(batch_tokens, BatchBudget) else BatchBudget(batch_tokens)
-    waiting = plan_batches(lengths, budget.tokens, pass_share)
+    waiting = plan(lengths, budget.tokens)
     while waiting:
         rows = waiting[0]
         found, fits = _try(run, rows)
@@ -83,10 +98,12 @@ def run_batches(
                 f"Memory does not hold a pass over one question of {longest} tokens; free memory, or take a smaller "
                 "model or dtype bfloat16."
             )
-        budget.tokens = len(rows) * longest // 2
-        budget.log(f"{len(rows)} rows of {longest} tokens did not fit in memory; passes hold {budget.tokens} now.")
+        budget.tokens = sum(lengths[row] for row in rows) // 2
+        budget.log(
+            f"{len(rows)} rows of up to {longest} tokens did not fit in memory; passes hold {budget.tokens} now."
+        )
         left = [row for batch in waiting for row in batch]
-        planned = plan_batches([lengths[row] for row in left], budget.tokens, pass_share)
+        planned = plan([lengths[row] for row in left], budget.tokens)
         waiting = [[left[place] for place in batch] for batch in planned]
 
 

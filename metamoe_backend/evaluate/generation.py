@@ -5,12 +5,13 @@ A system that reads every text twice (X-LoRA) has no cache: it reads the whole t
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metamoe_backend.evaluate.batches import BatchBudget, pad_left, run_batches
+from metamoe_backend.evaluate.batches import BatchBudget, pad_left, plan_batches, run_batches
 from metamoe_backend.evaluate.loglikelihood import PromptWatcher
 from metamoe_backend.evaluate.shared_prefix import SharedPrefix, read_shared_prefix
 
@@ -69,7 +70,7 @@ def iterate_outputs(
         return _generate_batch(system, tokenizer, batch, stop, batch_routes, rows, watch, prefix)
 
     lengths = [len(prompt) + stop.max_new_tokens for prompt in prompts]
-    for rows, tokens in run_batches(lengths, batch_tokens, answer, _PASS_SHARE):
+    for rows, tokens in run_batches(lengths, batch_tokens, answer, partial(plan_batches, pass_share=_PASS_SHARE)):
         texts = tokenizer.batch_decode([found or [] for found in tokens], skip_special_tokens=True)
         yield rows, [None if found is None else stop.cut(text) for found, text in zip(tokens, texts, strict=True)]
 

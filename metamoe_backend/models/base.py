@@ -19,6 +19,7 @@ from metamoe_backend.config import DEFAULT_BASE
 from metamoe_backend.errors import ConfigError, InputError, UnavailableError
 from metamoe_backend.hub import find_model_folder
 from metamoe_backend.models import onednn
+from metamoe_backend.models.heap import keep_freed_memory
 from metamoe_backend.workspace import cache_folder
 
 if TYPE_CHECKING:
@@ -79,8 +80,10 @@ def load_base(base: str, device: str = "auto", dtype: str = "float32", four_bit:
     model.requires_grad_(False).eval()
     if not four_bit:
         model.to(place)
-    if place.type == "cpu" and onednn.is_faster():
-        onednn.multiply_by_onednn(model)
+    if place.type == "cpu":
+        keep_freed_memory()
+        if onednn.is_faster():
+            onednn.multiply_by_onednn(model)
     return LoadedBase(base, model, tokenizer, place, dtype, sha256)
 
 
