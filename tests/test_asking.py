@@ -20,7 +20,7 @@ from metamoe_backend.store.results import fetch_predictions
 from tests.conftest import insert_rows
 from tests.test_evaluate_stage import PER_TASK, Prepared, base, prepared  # noqa: F401
 from tests.test_generation import generate
-from tests.test_loglikelihood import encode, score_packed
+from tests.test_loglikelihood import encode, score_packed, spy_shapes
 from tests.tiny_models import make_tiny_adapter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -116,18 +116,6 @@ def test_a_chat_holds_the_prompt_and_ends_where_the_answer_begins(prepared: Prep
 # ---- speed and memory -------------------------------------------------------------------------------------------
 
 
-def spy_widths(model, monkeypatch) -> list[tuple[int, int]]:
-    """(rows, width) of every forward pass."""
-    widths, forward = [], model.forward
-
-    def spy(*args, **kwargs):
-        widths.append(tuple(kwargs["input_ids"].shape))
-        return forward(*args, **kwargs)
-
-    monkeypatch.setattr(model, "forward", spy)
-    return widths
-
-
 @pytest.fixture
 def loaded(prepared: Prepared):  # noqa: F811
     return load_base(prepared.base, "cpu")
@@ -147,9 +135,9 @@ def test_examples_are_read_once_and_change_no_log_likelihood(loaded, kind: str, 
     with monkeypatch.context() as without:
         without.setattr(loglikelihood, "read_shared_prefix", lambda *_: None)
         whole = score_packed(system, pairs)
-        widths_without = spy_widths(loaded.model, without)
+        widths_without = spy_shapes(loaded.model, without)
         score_packed(system, pairs)
-    widths = spy_widths(loaded.model, monkeypatch)
+    widths = spy_shapes(loaded.model, monkeypatch)
     shared = score_packed(system, pairs)
     if kind == "adapter":
         mixture.detach()
@@ -166,7 +154,7 @@ def test_examples_are_read_once_and_change_no_generated_text(loaded, monkeypatch
     with monkeypatch.context() as without:
         without.setattr(generation, "read_shared_prefix", lambda *_: None)
         whole = generate(loaded, prompts, stop)
-    widths = spy_widths(loaded.model, monkeypatch)
+    widths = spy_shapes(loaded.model, monkeypatch)
     assert generate(loaded, prompts, stop) == whole
     assert widths[0][0] == 1 and all(width < len(EXAMPLES) for _, width in widths[1:])
 
