@@ -2,12 +2,17 @@
 
 import copy
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from metamoe_backend.models import onednn
+from metamoe_backend.models.adapters import read_adapter
+from metamoe_backend.models.base import load_base
+from metamoe_backend.models.lora_moe import GateSettings, attach_experts
+from tests.tiny_models import make_tiny_adapter, make_tiny_base
 
 IS_FASTER = onednn.is_faster
 
@@ -59,3 +64,80 @@ def test_the_processors_name_decides(vendor: str, expected: bool, monkeypatch, t
     assert IS_FASTER.__wrapped__() is expected
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     assert IS_FASTER.__wrapped__() is False
+
+
+def count_packings(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Weights that are packed from now on, as they are packed."""
+    seen: list[torch.Tensor] = []
+    pack = torch.ops.mkldnn._reorder_linear_weight
+
+    def count(weight: torch.Tensor, rows: int) -> torch.Tensor:
+        seen.append(weight.detach().clone())
+        return pack(weight, rows)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", count)
+    return seen
+
+
+def test_a_weight_is_packed_once_and_again_when_it_has_changed(monkeypatch):
+    linear, x = nn.Linear(64, 48), torch.randn(40, 64)
+    onednn.multiply_by_onednn(linear)
+    packed = count_packings(monkeypatch)
+    with torch.no_grad():
+        first = linear(x)
+        assert torch.equal(linear(x), first)
+        assert len(packed) == 1
+        linear.weight.mul_(2)
+        torch.testing.assert_close(linear(x) - linear.bias, 2 * (first - linear.bias), atol=1e-5, rtol=1e-5)
+        linear.weight = nn.Parameter(torch.zeros(48, 64))
+        torch.testing.assert_close(linear(x), linear.bias.expand(40, 48))
+    assert len(packed) == 3
+
+
+@pytest.mark.parametrize(("times", "packs"), [(9, True), (7, False)])
+def test_weights_are_packed_where_memory_has_room(monkeypatch, times: int, packs: bool):
+    linear, x = nn.Linear(64, 48), torch.randn(40, 64)
+    expected = linear(x).detach()
+    memory = SimpleNamespace(total=times * linear.weight.nbytes)
+    monkeypatch.setattr(onednn.psutil, "virtual_memory", lambda: memory)
+    onednn.multiply_by_onednn(linear)
+    packed = count_packings(monkeypatch)
+    with torch.inference_mode():
+        torch.testing.assert_close(linear(x), expected, atol=1e-5, rtol=1e-5)
+    assert bool(packed) is packs
+
+
+def test_experts_of_equal_gates_are_merged_while_none_is_forced(monkeypatch, tmp_path):
+    folder = make_tiny_base(tmp_path / "base")
+    model = load_base(str(folder), "cpu").model
+    experts = [
+        read_adapter(make_tiny_adapter(tmp_path / name, folder, rank=rank, seed=rank, size=0.15))
+        for name, rank in (("math", 2), ("logic", 5))
+    ]
+    tokens = torch.arange(48)[None]
+
+    @torch.no_grad()
+    def answer() -> torch.Tensor:
+        return model(input_ids=tokens, use_cache=False).logits
+
+    bare = answer()
+    mixture = attach_experts(model, experts, GateSettings("uniform"))
+    packed = count_packings(monkeypatch)
+    merged = answer()
+    assert len(packed) == len(mixture.loras)
+    assert not torch.allclose(merged, bare, atol=1e-3)
+    with mixture.force(None):
+        torch.testing.assert_close(answer(), bare, atol=1e-5, rtol=1e-5)
+    with mixture.force(1):
+        assert not torch.allclose(answer(), merged, atol=1e-3)
+    with monkeypatch.context() as apart:
+        apart.setattr(onednn, "packs", lambda *_: False)
+        torch.testing.assert_close(merged, answer(), atol=1e-5, rtol=1e-5)
+        with torch.no_grad():
+            for lora in mixture.loras.values():
+                lora.b.mul_(3)
+        changed = answer()
+    assert not torch.allclose(changed, merged, atol=1e-3)
+    torch.testing.assert_close(answer(), changed, atol=1e-5, rtol=1e-5)
+    mixture.detach()
+    assert torch.equal(answer(), bare)

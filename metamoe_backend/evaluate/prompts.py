@@ -8,10 +8,12 @@ at once and ends with [DONE]), a blank line between them.
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from metamoe_backend.evaluate.programs import mark_end
 from metamoe_backend.train.examples import join_answer, make_prompt
@@ -101,12 +103,18 @@ def encode_blank(tokenizer: Any, shown_text: str, option: str) -> tuple[list[int
 
 def encode_prompt(tokenizer: Any, shown_text: str) -> list[int]:
     """Token ids of the text, with whatever the tokenizer puts before it; never empty."""
-    tokens = list(tokenizer(shown_text)["input_ids"])
+    tokens = _tokenize(tokenizer, shown_text).tolist()
     if tokens and tokens[-1] == tokenizer.eos_token_id and not shown_text.endswith(tokenizer.eos_token):
         tokens.pop()  # some tokenizers end every text: nothing could follow it
     if not tokens:
         tokens = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
     return tokens
+
+
+@lru_cache(maxsize=1 << 14)
+def _tokenize(tokenizer: Any, text: str) -> NDArray[np.int32]:
+    """Kept: a question's options share its prompt, and each system of a run reads the same texts again."""
+    return np.asarray(tokenizer(text)["input_ids"], dtype=np.int32)
 
 
 def encode_pair(tokenizer: Any, shown_text: str, continuation: str) -> tuple[list[int], int]:

@@ -8,11 +8,9 @@ import ctypes
 from functools import cache
 
 # malloc.h
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-KEPT_BYTES = 1 << 28
-"""So much of freed memory may stay with the process."""
-MMAP_BYTES = 1 << 25
-"""Larger blocks are the system's as before; glibc allows no larger number."""
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+KEPT_BYTES = 1 << 30
+"""So much of freed memory may stay with the process: a pass's logits alone can have 600 MB."""
 
 
 @cache
@@ -22,4 +20,4 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, MMAP_BYTES) and mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES))
+    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES))

@@ -113,6 +113,11 @@ class Routing:
         if self.settings.task_top_m is not None:
             self.mask = gates.top_m_mask(probabilities, self.settings.task_top_m)
 
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every token has the same gates, for as long as the mixture is attached."""
+        return self.settings.mode == "uniform" and self.forced is None
+
     def set_owners(self, owners: np.ndarray | Tensor | None) -> None:
         """Which experts the questions of the next forward passes belong to, [B, E] of 0 and 1; None: not known."""
         self.owners = None if owners is None else torch.as_tensor(owners, dtype=torch.float32, device=self.device)
@@ -210,6 +215,7 @@ class WideLora(nn.Module):
         self.register_buffer("spread", spread, persistent=False)
         self.spread: Tensor
         """[E, R]: the expert's scale at its channels, 0 elsewhere; gates @ spread multiplies the hidden channels."""
+        self._merged = onednn.PackedWeight()
 
     @property
     def weight(self) -> Tensor:
@@ -229,10 +235,21 @@ class WideLora(nn.Module):
         if site.routing.silent:
             return self.linear(x)
         assert site.gates is not None
+        if site.routing.is_uniform and onednn.packs(self.linear, x):
+            weight = self._merged.take([self.linear.weight, self.a, self.b], lambda: self._merge(site))
+            return onednn.multiply(x, weight, self.linear.bias)
         hidden = onednn.linear(x.to(self.a.dtype), self.a)
         hidden = hidden * (site.gates @ self.spread).to(hidden.dtype)
         y = self.linear(x)
         return y + onednn.linear(hidden, self.b).to(y.dtype)
+
+    def _merge(self, site: GateSite) -> Tensor:
+        """W + sum_e g_e scale_e B_e A_e, for gates that are the same for all tokens."""
+        assert site.gates is not None
+        # W's own packed copy makes room: it is made again where an expert is forced, or under the bare base model.
+        self.linear.packed.drop()  # type: ignore[operator, union-attr]
+        channels = (site.gates @ self.spread).view(-1)
+        return torch.addmm(self.linear.weight, (self.b * channels).to(self.b.dtype), self.a)
 
 
 class Mixture:

@@ -1,30 +1,77 @@
 """Matrix products by oneDNN where torch's own choice for float32, MKL, is slow: AVX-512 processors not made by Intel.
 
 There MKL takes its AVX2 code and oneDNN does not ask who made the processor: 180 against 80 GFLOP/s on one core of an
-AMD EPYC. Both multiply and sum in float32, in another order, so numbers differ by rounding only.
+AMD EPYC. Both multiply and sum in float32, in another order, so numbers differ by rounding only. Weights that are read
+again and again are kept in oneDNN's own order, too, where memory has room for a second copy.
 """
 
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CPU_INFO = Path("/proc/cpuinfo")
 FEWEST_ROWS = 32
-"""Below, as for the one row a step of generation multiplies, what a call of oneDNN costs is more than it saves."""
+"""Below, what a call of oneDNN costs is more than it saves, unless the weight is packed."""
+PACKED_SHARE = 1 / 8
+"""Weights are packed where all of a model's together are no more of this machine's memory. Of the memory there is, not
+of what is free: two runs on one machine compute alike."""
+_HINTED_ROWS = 1024
+"""For so many rows oneDNN chooses its order; it serves others as well."""
+
+
+class PackedWeight:
+    """A weight in oneDNN's order: made where it is first needed, and again once what it is made of has changed.
+
+    A copy of it (`copy.deepcopy` of a model) begins empty.
+    """
+
+    def __init__(self) -> None:
+        self._packed: Tensor | None = None
+        self._sources: list[tuple[Tensor, int]] = []
+
+    def __deepcopy__(self, _memo: object) -> "PackedWeight":
+        return PackedWeight()
+
+    def take(self, sources: "Sequence[Tensor]", make: "Callable[[], Tensor]") -> "Tensor":
+        """The packed weight. make: computes it from `sources`, parameters that may change in place."""
+        import torch
+
+        unchanged = len(self._sources) == len(sources) and all(
+            known.data_ptr() == source.data_ptr() and version == source._version
+            for (known, version), source in zip(self._sources, sources, strict=True)
+        )
+        if self._packed is None or not unchanged:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(make(), _HINTED_ROWS)
+            # Kept, so that their memory cannot become another parameter's.
+            self._sources = [(source.detach(), source._version) for source in sources]
+        return self._packed
+
+    def drop(self) -> None:
+        """Give its memory back until it is needed again."""
+        self._packed, self._sources = None, []
 
 
 def multiply_by_onednn(model: "nn.Module") -> None:
-    """Let the float32 linear modules of a model on a CPU multiply by `linear`. What needs gradients goes as before."""
+    """Let the float32 linear modules of a model on a CPU multiply by oneDNN. What needs gradients goes as before."""
     import torch
     from torch import nn
 
-    for module in model.modules():
-        if type(module) is nn.Linear and module.weight.dtype == torch.float32 and module.weight.device.type == "cpu":
-            module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
+    found = [
+        module
+        for module in model.modules()
+        if type(module) is nn.Linear and module.weight.dtype == torch.float32 and module.weight.device.type == "cpu"
+    ]
+    packs = sum(module.weight.nbytes for module in found) <= PACKED_SHARE * psutil.virtual_memory().total
+    for module in found:
+        module.packed = PackedWeight() if packs else None  # type: ignore[assignment]
+        module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
 
 
 @cache
@@ -42,14 +89,34 @@ def is_faster() -> bool:
 
 def linear(x: "Tensor", weight: "Tensor", bias: "Tensor | None" = None) -> "Tensor":
     """x W^T + b over the last dimension, by oneDNN where that is faster and nobody asks for gradients."""
+    if x.numel() < FEWEST_ROWS * weight.shape[1] or not _is_served(x, weight):
+        import torch
+
+        return torch.nn.functional.linear(x, weight, bias)
+    return multiply(x, weight, bias)
+
+
+def multiply(x: "Tensor", weight: "Tensor", bias: "Tensor | None") -> "Tensor":
+    """x W^T + b by oneDNN, of a weight as it is or packed."""
     import torch
 
-    plain = x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
-    if torch.is_grad_enabled() or not plain or x.numel() < FEWEST_ROWS * weight.shape[1] or not is_faster():
-        return torch.nn.functional.linear(x, weight, bias)
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return result
 
 
+def packs(module: Any, x: "Tensor") -> bool:
+    """Whether this linear module would multiply x by a packed weight."""
+    return getattr(module, "packed", None) is not None and x.numel() > 0 and _is_served(x, module.weight)
+
+
+def _is_served(x: "Tensor", weight: "Tensor") -> bool:
+    import torch
+
+    plain = x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
+    return plain and not torch.is_grad_enabled() and is_faster()
+
+
 def _forward(module: Any, x: "Tensor") -> "Tensor":
+    if packs(module, x):
+        return multiply(x, module.packed.take([module.weight], lambda: module.weight), module.bias)
     return linear(x, module.weight, module.bias)
