@@ -115,9 +115,9 @@ if __name__ == "__main__":
     webhook.LOOK_S, webhook.RETRY_AFTER_S = 0.2, (0.0, 0.0)
     role, *arguments = sys.argv[1:]
     if role == "rows":
-        from metamoe_backend import waiting  # here: the others do without a database
+        from metamoe_backend import late_rows  # here: the others do without a database
 
-        sys.exit(waiting.main(arguments, STAGES))
+        sys.exit(late_rows.main(arguments, STAGES))
     if role == "worker":
         sys.exit(worker.main(arguments, STAGES))
     sys.exit(supervisor.main(arguments, WORKER_COMMAND, ROWS_COMMAND))

@@ -69,7 +69,7 @@ _PROJECT = Path(__file__).resolve().parents[2]
 # -P: the folder a person happens to stand in must not shadow any module.
 SUPERVISOR_COMMAND = (sys.executable, "-P", "-m", "metamoe_backend.jobs.supervisor")
 WORKER_COMMAND = (sys.executable, "-P", "-m", "metamoe_backend.jobs.worker")
-ROWS_COMMAND = (sys.executable, "-P", "-m", "metamoe_backend.waiting")
+ROWS_COMMAND = (sys.executable, "-P", "-m", "metamoe_backend.late_rows")
 Seen = dict[str, tuple[int, RunStatus]]
 """Ended runs by id: when their state.json last changed (ns since 1970), and how they stand."""
 _supervisors: list["subprocess.Popen[bytes]"] = []

@@ -1,7 +1,7 @@
 """Runs that wait for others: a mixture for experts still in training, an evaluation for the mixture.
 
 Such a run stands in the local queue without inputs/: what it reads does not exist yet. When all runs that its spec
-names under `after` have finished, whoever holds the database reads its rows (see `metamoe_backend.waiting`), and from
+names under `after` have finished, whoever holds the database reads its rows (see `metamoe_backend.late_rows`), and from
 then on it is a run like any other. Pure functions of how the runs stand.
 """
 

@@ -24,7 +24,7 @@ from metamoe_backend.store.migrations import migrate
 from metamoe_backend.workspace import Workspace
 
 THE_QUEUE = "the queue"
-"""As a holder: it reads the rows of runs that waited for others (see `metamoe_backend.waiting`)."""
+"""As a holder: it reads the rows of runs that waited for others (see `metamoe_backend.late_rows`)."""
 QUEUE_HOLDS_S = 60.0
 """It takes seconds; after so long it counts as any other holder."""
 

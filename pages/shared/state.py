@@ -11,9 +11,9 @@ import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from metamoe_backend.errors import NotFoundError
+from metamoe_backend.late_rows import watch_for_notes
 from metamoe_backend.selections import read_questions, save_questions
 from metamoe_backend.store.connection import Store
-from metamoe_backend.waiting import watch_for_notes
 from metamoe_backend.workspace import Workspace, find_workspace
 from pages.shared.i18n import _, ngettext
 from pages.shared.text import plain

@@ -1,4 +1,4 @@
-"""Reading the rows of runs that waited for others: `python -m metamoe_backend.waiting WORKSPACE`.
+"""Reading the rows of runs that waited for others: `python -m metamoe_backend.late_rows WORKSPACE`.
 
 DuckDB lets one process hold the database, so whoever holds it reads them: this program, which the queue's supervisor
 starts, or the open dashboard, which the program leaves a note for. Other holders (a command) end by themselves, and the
@@ -109,7 +109,7 @@ def _read_or_ask(workspace: Workspace, stages: Mapping[str, Stage]) -> None:
 def main(arguments: Sequence[str], stages: Mapping[str, Stage] = STAGES) -> int:
     """Read what waits, or leave a note for whoever holds the database."""
     parser = argparse.ArgumentParser(
-        prog="python -m metamoe_backend.waiting", description=(__doc__ or "").splitlines()[0]
+        prog="python -m metamoe_backend.late_rows", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("workspace", type=Path)
     workspace = Workspace(parser.parse_args(arguments).workspace)

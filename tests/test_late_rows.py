@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from metamoe_backend import waiting
+from metamoe_backend import late_rows
 from metamoe_backend.config import EvaluateConfig
 from metamoe_backend.errors import (
     BusyError,
@@ -98,9 +98,9 @@ def test_a_run_starts_when_the_others_have_finished_and_reads_what_they_made(que
 def test_the_open_dashboard_reads_the_rows_where_it_holds_the_database(
     queue: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "LOOK_S", 0.05)
+    monkeypatch.setattr(late_rows, "LOOK_S", 0.05)
     with Store.open(queue, "the dashboard") as store:
-        thread = waiting.watch_for_notes(store, STAGES)
+        thread = late_rows.watch_for_notes(store, STAGES)
         first = submit_count(queue)
         second = submit_follow(queue, first)
         wait_until(second, "finished")
@@ -187,7 +187,7 @@ def test_whoever_opens_the_workspace_waits_while_the_queue_reads_rows(workspace:
 def test_the_dashboard_goes_on_looking_after_a_failure(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(waiting, "LOOK_S", 0.01)
+    monkeypatch.setattr(late_rows, "LOOK_S", 0.01)
     looks: list[int] = []
 
     def fail_once(*_: object) -> None:
@@ -196,9 +196,9 @@ def test_the_dashboard_goes_on_looking_after_a_failure(
         if len(looks) == 1:
             raise StorageError("A part is damaged.")
 
-    monkeypatch.setattr(waiting, "prepare_waiting", fail_once)
+    monkeypatch.setattr(late_rows, "prepare_waiting", fail_once)
     with Store.open(workspace) as store:
-        thread = waiting.watch_for_notes(store)
+        thread = late_rows.watch_for_notes(store)
         for n in (1, 2):
             (workspace.runs / ".rows-wanted").touch()
             wait_for(lambda n=n: len(looks) == n)
@@ -214,7 +214,7 @@ def test_an_unexpected_error_is_kept_in_state_and_log(workspace: Workspace, monk
     monkeypatch.setattr("metamoe_backend.jobs.supervisor._ensure_supervisor", lambda _: None)
     run = submit_follow(workspace)
     with Store.open(workspace) as store:
-        assert waiting.prepare_waiting(store, broken) == [run]
+        assert late_rows.prepare_waiting(store, broken) == [run]
     assert run.read_state().error == "KeyError: 'nobody thought of this'"
     assert "Traceback" in run.read_log()
 
@@ -232,12 +232,12 @@ def test_a_full_disk_fails_no_waiting_run(workspace: Workspace, caplog: pytest.L
     stages = {"follow": replace(STAGES["follow"], prepare=prepare)}
     runs = [submit_follow(workspace), submit_follow(workspace)]
     with Store.open(workspace) as store:
-        assert waiting.prepare_waiting(store, stages) == []
+        assert late_rows.prepare_waiting(store, stages) == []
         assert [run.read_state().state for run in runs] == ["queued", "queued"]
         (said,) = caplog.messages
         assert said.startswith("The rows of waiting runs are read later: The disk ")
         there_is_room.append(True)
-        assert len(waiting.prepare_waiting(store, stages)) == 2
+        assert len(late_rows.prepare_waiting(store, stages)) == 2
     assert all(run.is_prepared for run in runs)
 
 
@@ -246,17 +246,17 @@ def test_a_full_disk_or_a_command_that_holds_the_database_is_said_in_one_line(
 ) -> None:
     with Store.open(workspace):
         for _ in range(3):
-            assert waiting.main([str(workspace.root)], STAGES) == 0
+            assert late_rows.main([str(workspace.root)], STAGES) == 0
     said = capsys.readouterr().out
     assert said.count("\n") == 1 and "is held by the command line" in said
-    assert waiting.main([str(workspace.root)], STAGES) == 0
+    assert late_rows.main([str(workspace.root)], STAGES) == 0
     assert capsys.readouterr().out == "" and not (workspace.runs / ".rows-wanted").exists()
 
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Store, "open", fail)
-    assert waiting.main([str(workspace.root)], STAGES) == 0
+    assert late_rows.main([str(workspace.root)], STAGES) == 0
     said = capsys.readouterr().out
     assert said.count("\n") == 1 and "is full, or a quota is used up" in said
 
