@@ -3,6 +3,7 @@
 import copy
 from functools import cache
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -66,32 +67,26 @@ def test_the_processors_name_decides(vendor: str, expected: bool, monkeypatch, t
     assert IS_FASTER.__wrapped__() is False
 
 
-def count_packings(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """Weights that are packed from now on, as they are packed."""
-    seen: list[torch.Tensor] = []
-    pack = torch.ops.mkldnn._reorder_linear_weight
-
-    def count(weight: torch.Tensor, rows: int) -> torch.Tensor:
-        seen.append(weight.detach().clone())
-        return pack(weight, rows)
-
-    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", count)
-    return seen
+def count_packings(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Called each time a weight is packed from now on."""
+    packing = Mock(wraps=torch.ops.mkldnn._reorder_linear_weight)
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", packing)
+    return packing
 
 
 def test_a_weight_is_packed_once_and_again_when_it_has_changed(monkeypatch):
     linear, x = nn.Linear(64, 48), torch.randn(40, 64)
     onednn.multiply_by_onednn(linear)
-    packed = count_packings(monkeypatch)
+    packing = count_packings(monkeypatch)
     with torch.no_grad():
         first = linear(x)
         assert torch.equal(linear(x), first)
-        assert len(packed) == 1
+        assert packing.call_count == 1
         linear.weight.mul_(2)
         torch.testing.assert_close(linear(x) - linear.bias, 2 * (first - linear.bias), atol=1e-5, rtol=1e-5)
         linear.weight = nn.Parameter(torch.zeros(48, 64))
         torch.testing.assert_close(linear(x), linear.bias.expand(40, 48))
-    assert len(packed) == 3
+    assert packing.call_count == 3
 
 
 @pytest.mark.parametrize(("times", "packs"), [(9, True), (7, False)])
@@ -101,10 +96,10 @@ def test_weights_are_packed_where_memory_has_room(monkeypatch, times: int, packs
     memory = SimpleNamespace(total=times * linear.weight.nbytes)
     monkeypatch.setattr(onednn.psutil, "virtual_memory", lambda: memory)
     onednn.multiply_by_onednn(linear)
-    packed = count_packings(monkeypatch)
+    packing = count_packings(monkeypatch)
     with torch.inference_mode():
         torch.testing.assert_close(linear(x), expected, atol=1e-5, rtol=1e-5)
-    assert bool(packed) is packs
+    assert packing.called is packs
 
 
 def test_experts_of_equal_gates_are_merged_while_none_is_forced(monkeypatch, tmp_path):
@@ -122,9 +117,9 @@ def test_experts_of_equal_gates_are_merged_while_none_is_forced(monkeypatch, tmp
 
     bare = answer()
     mixture = attach_experts(model, experts, GateSettings("uniform"))
-    packed = count_packings(monkeypatch)
+    packing = count_packings(monkeypatch)
     merged = answer()
-    assert len(packed) == len(mixture.loras)
+    assert packing.call_count == len(mixture.loras)
     assert not torch.allclose(merged, bare, atol=1e-3)
     with mixture.force(None):
         torch.testing.assert_close(answer(), bare, atol=1e-5, rtol=1e-5)
