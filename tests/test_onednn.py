@@ -12,7 +12,7 @@ from torch import nn
 from metamoe_backend.models import onednn
 from metamoe_backend.models.adapters import read_adapter
 from metamoe_backend.models.base import load_base
-from metamoe_backend.models.lora_moe import GateSettings, attach_experts
+from metamoe_backend.models.lora_moe import GateSettings, WideLora, attach_experts
 from tests.tiny_models import make_tiny_adapter, make_tiny_base
 
 IS_FASTER = onednn.is_faster
@@ -30,7 +30,7 @@ def test_products_are_the_same_up_to_rounding(shape: tuple[int, ...], bias: bool
     torch.manual_seed(0)
     linear, x = nn.Linear(64, 48, bias=bias), torch.randn(shape)
     expected = linear(x).detach()
-    onednn.multiply_by_onednn(linear)
+    onednn.prepare_linears(linear)
     with torch.inference_mode():
         found = linear(x)
     assert found.shape == expected.shape
@@ -39,7 +39,7 @@ def test_products_are_the_same_up_to_rounding(shape: tuple[int, ...], bias: bool
 
 def test_gradients_and_other_precisions_go_as_before():
     linear, half = nn.Linear(8, 8), nn.Linear(8, 8).bfloat16()
-    onednn.multiply_by_onednn(nn.ModuleList([linear, half]))
+    onednn.prepare_linears(nn.ModuleList([linear, half]))
     linear(torch.ones(40, 8)).sum().backward()
     assert linear.weight.grad is not None and (linear.weight.grad == 40).all()
     assert "forward" not in vars(half)
@@ -49,7 +49,7 @@ def test_gradients_and_other_precisions_go_as_before():
 
 def test_a_copy_reads_its_own_weights():
     linear = nn.Linear(4, 4, bias=False)
-    onednn.multiply_by_onednn(linear)
+    onednn.prepare_linears(linear)
     other = copy.deepcopy(linear)
     with torch.no_grad():
         other.weight.zero_()
@@ -76,7 +76,7 @@ def count_packings(monkeypatch: pytest.MonkeyPatch) -> Mock:
 
 def test_a_weight_is_packed_once_and_again_when_it_has_changed(monkeypatch):
     linear, x = nn.Linear(64, 48), torch.randn(40, 64)
-    onednn.multiply_by_onednn(linear)
+    onednn.prepare_linears(linear)
     packing = count_packings(monkeypatch)
     with torch.no_grad():
         first = linear(x)
@@ -95,14 +95,16 @@ def test_weights_are_packed_where_memory_has_room(monkeypatch, times: int, packs
     expected = linear(x).detach()
     memory = SimpleNamespace(total=times * linear.weight.nbytes)
     monkeypatch.setattr(onednn.psutil, "virtual_memory", lambda: memory)
-    onednn.multiply_by_onednn(linear)
+    onednn.prepare_linears(linear)
     packing = count_packings(monkeypatch)
     with torch.inference_mode():
         torch.testing.assert_close(linear(x), expected, atol=1e-5, rtol=1e-5)
     assert packing.called is packs
 
 
-def test_experts_of_equal_gates_are_merged_while_none_is_forced(monkeypatch, tmp_path):
+@pytest.mark.parametrize("by_onednn", [True, False])
+def test_experts_of_equal_gates_are_merged_while_none_is_forced(monkeypatch, tmp_path, by_onednn: bool):
+    monkeypatch.setattr(onednn, "is_faster", cache(lambda: by_onednn))
     folder = make_tiny_base(tmp_path / "base")
     model = load_base(str(folder), "cpu").model
     experts = [
@@ -117,16 +119,18 @@ def test_experts_of_equal_gates_are_merged_while_none_is_forced(monkeypatch, tmp
 
     bare = answer()
     mixture = attach_experts(model, experts, GateSettings("uniform"))
-    packing = count_packings(monkeypatch)
+    merging = Mock(wraps=WideLora._merge)
+    monkeypatch.setattr(WideLora, "_merge", lambda lora, site: merging(lora, site))
     merged = answer()
-    assert packing.call_count == len(mixture.loras)
+    assert torch.equal(answer(), merged)
+    assert merging.call_count == len(mixture.loras)
     assert not torch.allclose(merged, bare, atol=1e-3)
     with mixture.force(None):
         torch.testing.assert_close(answer(), bare, atol=1e-5, rtol=1e-5)
     with mixture.force(1):
         assert not torch.allclose(answer(), merged, atol=1e-3)
     with monkeypatch.context() as apart:
-        apart.setattr(onednn, "packs", lambda *_: False)
+        apart.setattr(onednn, "keeps_copies", lambda *_: False)
         torch.testing.assert_close(merged, answer(), atol=1e-5, rtol=1e-5)
         with torch.no_grad():
             for lora in mixture.loras.values():

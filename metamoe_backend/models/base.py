@@ -82,8 +82,7 @@ def load_base(base: str, device: str = "auto", dtype: str = "float32", four_bit:
         model.to(place)
     if place.type == "cpu":
         keep_freed_memory()
-        if onednn.is_faster():
-            onednn.multiply_by_onednn(model)
+        onednn.prepare_linears(model)
     return LoadedBase(base, model, tokenizer, place, dtype, sha256)
 
 

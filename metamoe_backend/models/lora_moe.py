@@ -215,7 +215,7 @@ class WideLora(nn.Module):
         self.register_buffer("spread", spread, persistent=False)
         self.spread: Tensor
         """[E, R]: the expert's scale at its channels, 0 elsewhere; gates @ spread multiplies the hidden channels."""
-        self._merged = onednn.PackedWeight()
+        self._merged = onednn.KeptWeight()
 
     @property
     def weight(self) -> Tensor:
@@ -235,7 +235,7 @@ class WideLora(nn.Module):
         if site.routing.silent:
             return self.linear(x)
         assert site.gates is not None
-        if site.routing.is_uniform and onednn.packs(self.linear, x):
+        if site.routing.is_uniform and onednn.keeps_copies(self.linear, x):
             weight = self._merged.take([self.linear.weight, self.a, self.b], lambda: self._merge(site))
             return onednn.multiply(x, weight, self.linear.bias)
         hidden = onednn.linear(x.to(self.a.dtype), self.a)
@@ -246,8 +246,8 @@ class WideLora(nn.Module):
     def _merge(self, site: GateSite) -> Tensor:
         """W + sum_e g_e scale_e B_e A_e, for gates that are the same for all tokens."""
         assert site.gates is not None
-        # W's own packed copy makes room: it is made again where an expert is forced, or under the bare base model.
-        self.linear.packed.drop()  # type: ignore[operator, union-attr]
+        # W's own kept copy makes room: it is made again where an expert is forced, or under the bare base model.
+        self.linear.kept.drop()  # type: ignore[operator, union-attr]
         channels = (site.gates @ self.spread).view(-1)
         return torch.addmm(self.linear.weight, (self.b * channels).to(self.b.dtype), self.a)
 
