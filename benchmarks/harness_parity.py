@@ -101,7 +101,9 @@ def call_harness(python: str, folder: Path, names: list[str], model: str, *more:
 def run_harness(python: str, folder: Path, model: Path, names: list[str]) -> dict[str, list[dict[str, Any]]]:
     """The harness's samples per set, in the order of the items."""
     out = folder / "out"
-    call_harness(python, folder, names, f"pretrained={model},dtype=float32", "--output_path", str(out), "--log_samples")
+    # Its float32 log-softmax writes each of an option's logarithms with the rounding of the largest logit.
+    settings = f"pretrained={model},dtype=float32,softmax_dtype=float64"
+    call_harness(python, folder, names, settings, "--output_path", str(out), "--log_samples")
     return {name: read_samples(out, name) for name in names}
 
 

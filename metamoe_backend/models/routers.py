@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from metamoe_backend.one_thread import one_thread
+
 STRENGTHS = (1.0, 10.0, 100.0)
 """Inverse regularisation C that are tried; vectors have length 1, so the right one is larger than usual."""
 FOLDS = 5
@@ -86,9 +88,8 @@ def _predict_unseen(
 
 def _fit(vectors: np.ndarray, labels: np.ndarray, names: list[str], strength: float) -> TaskRouter:
     from sklearn.linear_model import LogisticRegression
-    from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):  # the matrices are small: threads that wait for each other made this 20 times slower
+    with one_thread():
         model: Any = LogisticRegression(C=strength, max_iter=2000).fit(vectors.astype(np.float64), labels)
     weight, bias = model.coef_, model.intercept_
     if len(names) == 2:  # scikit-learn keeps one row, the second class's log odds

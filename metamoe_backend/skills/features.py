@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from metamoe_backend.one_thread import one_thread
+
 WORD_DIMENSIONS = 128
 COARSEST, FINEST = 10, 160
 """Groups at the coarsest and the finest scale; each scale has twice as many as the one before."""
@@ -41,9 +43,10 @@ class Features:
 
 def make_features(vectors: np.ndarray, texts: list[str], seed: int) -> Features:
     """Features of questions with these unit vectors [n, dim] and texts. The same seed gives the same features."""
-    parts = _join_words(vectors, texts, seed)
-    joined = (parts / np.linalg.norm(parts, axis=1, keepdims=True)).astype(np.float32)
-    found = [_find_groups(joined, count, seed) for count in _scales(len(joined))]
+    with one_thread():
+        parts = _join_words(vectors, texts, seed)
+        joined = (parts / np.linalg.norm(parts, axis=1, keepdims=True)).astype(np.float32)
+        found = [_find_groups(joined, count, seed) for count in _scales(len(joined))]
     groups = np.stack([distances.argmin(axis=1) for distances in found])
     return Features(joined, groups, np.hstack([parts, *map(_make_memberships, found)]).astype(np.float32))
 

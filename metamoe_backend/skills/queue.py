@@ -7,6 +7,7 @@ import pandas as pd
 
 from metamoe_backend.config import NextConfig
 from metamoe_backend.embed import stack_vectors
+from metamoe_backend.one_thread import one_thread
 from metamoe_backend.skills.features import BLOCK, Features, make_features
 from metamoe_backend.skills.suggest import fetch_readable, fit_classifier, settle_votes
 
@@ -71,7 +72,8 @@ def find_next(store: "Store", ids: list[str], features: Features, count: int, se
     classes = pd.Index(sorted(voted.unique()))
     known = pd.Series(classes.get_indexer(voted), index=voted.index).reindex(ids).fillna(-1).astype(int).to_numpy()
     is_free = ~pd.Index(ids).isin(labels["question_id"])
-    return [ids[place] for place in choose_next(features, known, count, seed, is_free)]
+    with one_thread():
+        return [ids[place] for place in choose_next(features, known, count, seed, is_free)]
 
 
 def choose_next(

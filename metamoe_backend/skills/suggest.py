@@ -14,6 +14,7 @@ import pandas as pd
 from metamoe_backend.config import SuggestConfig
 from metamoe_backend.embed import fetch_embedded_questions, stack_vectors
 from metamoe_backend.errors import ConfigError
+from metamoe_backend.one_thread import one_thread
 from metamoe_backend.rows import Relation
 from metamoe_backend.skills.features import Features, find_neighbours, make_features
 
@@ -154,7 +155,8 @@ def fit_classifier(columns: np.ndarray, labels: np.ndarray, max_iter: int = 1000
 
     # A person who labels a whole cluster at once does not say that this skill is more frequent than others.
     model = LogisticRegression(C=INVERSE_REGULARISATION, class_weight="balanced", max_iter=max_iter)
-    return model.fit(columns, labels)
+    with one_thread():
+        return model.fit(columns, labels)
 
 
 def _make_graph(joined: np.ndarray) -> Any:

@@ -19,6 +19,7 @@ from metamoe_backend.store.skills import (
     fetch_skills,
     fetch_suggestions,
 )
+from pages.shared.i18n import _
 from pages.shared.state import per_version
 
 CHOSEN_AHEAD, CHOSEN_ANEW = 20, 5
@@ -91,7 +92,8 @@ def load_queue(store: Store) -> list[str]:
     left = [question_id for question_id in chosen if question_id in free]
     if before != scope or len(left) <= CHOSEN_AHEAD - CHOSEN_ANEW:
         try:
-            left = _choose_ahead(store, embedded_by, config.encoder, config.of)
+            with st.spinner(_("Choosing the questions that teach most …")):  # some seconds, the first time
+                left = _choose_ahead(store, embedded_by, config.encoder, config.of)
         except NotFoundError:  # some questions came in after the others were embedded
             return waiting
         st.session_state[_CHOSEN] = (scope, left)
