@@ -1,8 +1,9 @@
 """The same answers as lm-evaluation-harness 0.4.13, item by item, in float32.
 
 The harness runs in an environment of its own (`--harness PYTHON`) on the same questions, model and prompts, without a
-network. Per set: share of items with the same answer by log-likelihood (acc) and by log-likelihood over the option's
-length (acc_norm), and the largest difference of a log-likelihood (`_micronats`: in millionths of a nat).
+network, its log-softmax in float64 (its setting `softmax_dtype`). Per set: share of items with the same answer by
+log-likelihood (acc) and by log-likelihood over the option's length (acc_norm), and the largest difference of a
+log-likelihood (`_micronats`: in millionths of a nat).
 `SET_harness_error`, `SET_our_error`: on the ten items with the largest differences, how far each is from the same model
 and tokens in float64, which tells whose rounding a difference is. `gsm8k_*`: share of 1,000 made-up outputs from which
 both extract the same number.
