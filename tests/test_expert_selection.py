@@ -116,6 +116,12 @@ def test_perplexity_is_per_token_summed_over_shots_and_averaged_over_draws() -> 
     assert measure_candidates(SHOTS, draw=0).set_index("adapter")["accuracy"]["b"] == 0.5
 
 
+def test_equal_shares_of_right_answers_share_a_rank_however_they_lie_in_the_draws() -> None:
+    right = {"a": ["001", "111", "111"], "b": ["011", "111", "101"]}  # 7 of 9 each
+    shots = make_shots({name: [[(0.0, 1, mark == "1") for mark in draw] for draw in of] for name, of in right.items()})
+    assert rank_candidates(measure_candidates(shots))["accuracy_rank"].tolist() == [1.5, 1.5]
+
+
 def test_diversity_moves_the_choice_and_the_table_says_by_how_much() -> None:
     ranking = rank_candidates(measure_candidates(SHOTS))
     assert ranking["rank_sum"].tolist() == [2, 4, 6, 8]

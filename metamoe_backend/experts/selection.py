@@ -36,8 +36,10 @@ def measure_candidates(shots: pd.DataFrame, k: int | None = None, draw: int | No
     kept = shots if k is None else shots[shots["shot"] < k]
     kept = kept if draw is None else kept[kept["draw"] == draw]
     each = kept.assign(perplexity=np.exp(kept["nll"] / kept["tokens"]))
-    draws = each.groupby(["adapter", "draw"]).agg(perplexity=("perplexity", "sum"), accuracy=("correct", "mean"))
-    return draws.groupby("adapter").mean().reset_index()
+    draws = each.groupby(["adapter", "draw"])["perplexity"].sum()
+    # Not the mean of the draws' shares: its rounding would tell 7 of 9 from 7 of 9, which share a rank.
+    found = {"perplexity": draws.groupby("adapter").mean(), "accuracy": each.groupby("adapter")["correct"].mean()}
+    return pd.DataFrame(found).reset_index()
 
 
 def rank_candidates(measured: pd.DataFrame) -> pd.DataFrame:
