@@ -102,7 +102,7 @@ def call_harness(python: str, folder: Path, names: list[str], model: str, *more:
 def run_harness(python: str, folder: Path, model: Path, names: list[str]) -> dict[str, list[dict[str, Any]]]:
     """The harness's samples per set, in the order of the items."""
     out = folder / "out"
-    # Its float32 log-softmax writes each of an option's logarithms with the rounding of the largest logit.
+    # In float32 a log-softmax rounds as coarsely as the largest logit, which adds up over the tokens of a long option.
     settings = f"pretrained={model},dtype=float32,softmax_dtype=float64"
     call_harness(python, folder, names, settings, "--output_path", str(out), "--log_samples")
     return {name: read_samples(out, name) for name in names}
